@@ -1,0 +1,54 @@
+"""Suite: the benchmarks by name. Each runs in a process of its own, so that its peak memory is its own."""
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks.lines import Line
+
+Benchmark = Callable[[int], list[Line]]
+"""From the number of pairs to lines."""
+
+
+def _capture(shape: str, limit: float, n_pairs: int) -> list[Line]:
+    from benchmarks.capture import capture_everything
+
+    return [capture_everything(shape, limit, n_pairs=n_pairs)]
+
+
+def _patterns(shape: str, n_pairs: int) -> list[Line]:
+    from benchmarks.capture import capture_patterns
+
+    return [capture_patterns(shape, 1.15, n_pairs=n_pairs)]
+
+
+def _grid(site: str, shares_quarter: bool, limit: float, n_pairs: int) -> list[Line]:
+    from benchmarks.grids import grid_lines
+
+    return grid_lines(site, shares_quarter=shares_quarter, limit_speedup=limit, n_pairs=n_pairs)
+
+
+def _steered(n_rows: int, n_new: int, n_pairs: int) -> list[Line]:
+    from benchmarks.generation import steered
+
+    return [steered("gpt2-small", n_rows=n_rows, n_new=n_new, n_pairs=n_pairs)]
+
+
+def _import(n_pairs: int) -> list[Line]:
+    from benchmarks.importing import import_mechscope
+
+    return [import_mechscope(n_pairs=n_pairs)]
+
+
+SUITE: dict[str, Benchmark] = {
+    "import": _import,
+    "capture": partial(_capture, "gpt2-small", 1.15),
+    "capture-small": partial(_capture, "4-layer-256-wide", 1.25),
+    "patterns": partial(_patterns, "gpt2-small"),
+    "residual-grid": partial(_grid, "resid_pre", False, 9.0),
+    "residual-grid-shared": partial(_grid, "resid_pre", True, 16.0),
+    "heads-grid": partial(_grid, "z", False, 6.0),
+    "heads-grid-shared": partial(_grid, "z", True, 7.5),
+    "steered": partial(_steered, 1, 64),
+    "doses": partial(_steered, 32, 24),
+}
+"""Limits are the project's own; docs/benchmarks.md says where they come from."""

@@ -1,0 +1,239 @@
+"""A claim: a statement with predictions, frozen before its held-out split is opened.
+
+Owns the claim's canonical form and its id, the hash of it: statement, behaviour and data recipe, mechanism,
+predictions with x, y and z, control family, seed, software. Refuses what could not be contradicted, and a
+claim file whose contents no longer give its id.
+Invariant: an edit makes another claim; equal contents give equal ids on every machine.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from mechscope.claims.controls import SAME_LAYERS
+from mechscope.claims.predictions import Behavior, Prediction, RecordedBehavior, recorded
+from mechscope.records.canonical import canonical_json, hash_json, to_plain
+from mechscope.records.files import open_json, save_json
+from mechscope.records.fingerprint import SoftwareVersions
+from mechscope.vocabulary.errors import BadClaim, BadFile, ClaimEdited
+
+if TYPE_CHECKING:
+    import mechscope.claims.claim_file
+    import mechscope.claims.verdict
+
+FORMAT = 1
+FIELDS = ("statement", "behavior", "mechanism", "predictions", "controls", "seed", "software", "format")
+
+
+@runtime_checkable
+class NamedMechanism(Protocol):
+    """The part of the Mechanism protocol that freezing needs; testing needs the rest."""
+
+    @property
+    def name(self) -> str:
+        """Short text for reports."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything that identifies the mechanism."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecordedMechanism:
+    """A mechanism as a claim file remembers it; whoever knows its `kind` can build it again."""
+
+    name: str
+    canonical: str
+
+    def to_json(self) -> dict[str, Any]:
+        """What the mechanism's own `to_json` gave when the claim was frozen."""
+        return json.loads(self.canonical)
+
+
+@dataclass(frozen=True, eq=False)
+class Claim:
+    """What is believed of a mechanism, precisely enough to be wrong.
+
+    Args:
+        statement: One sentence.
+        behavior: Whose held-out prompts decide: a name and a data recipe.
+        mechanism: What is ablated, restored or steered.
+        predictions: From `lowers`, `recovers`, `raises`, `spares`; at least one that is not sparing.
+        controls: Name of the confirmatory control family, see `FAMILIES`; its p decides, others are shown.
+        seed: Of resamples and controls.
+        software: Versions; this process's unless the claim comes from a file.
+
+    Raises:
+        BadClaim: with everything that is wrong at once.
+        NotSerializable: a mechanism or recipe that is no JSON, such as a function.
+    """
+
+    statement: str
+    behavior: Behavior
+    mechanism: NamedMechanism
+    predictions: Sequence[Prediction]
+    controls: str = SAME_LAYERS
+    seed: int = 0
+    software: Mapping[str, str | None] = field(default_factory=lambda: SoftwareVersions.here().model_dump())
+    canonical: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        problems = _problems(self)
+        if problems:
+            raise BadClaim(
+                "a claim that can't be tested",
+                got=repr(self.statement),
+                because="; ".join(problems),
+                instead='Claim("...", behavior=ioi, mechanism=..., predictions=[lowers(1)], controls="...")',
+            )
+        object.__setattr__(self, "predictions", tuple(self.predictions))
+        behavior = recorded(self.behavior)
+        document = {
+            "statement": self.statement,
+            "behavior": {"name": behavior.name, "recipe": behavior.recipe()},
+            "mechanism": {"name": self.mechanism.name, "json": to_plain(self.mechanism.to_json())},
+            "predictions": [prediction.to_json() for prediction in self.predictions],
+            "controls": self.controls,
+            "seed": self.seed,
+            "software": dict(self.software),
+            "format": FORMAT,
+        }
+        object.__setattr__(self, "canonical", canonical_json(document))
+
+    @property
+    def id(self) -> str:
+        """The claim's hash, 64 hexadecimal digits; what the verdict and the ledger refer to."""
+        return hash_json(json.loads(self.canonical))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Claim) and other.canonical == self.canonical
+
+    def __hash__(self) -> int:
+        return hash(self.canonical)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.statement}",
+            f"  behaviour   {self.behavior.name}",
+            f"  mechanism   {self.mechanism.name}",
+        ]
+        lines += [f"  prediction  {prediction}" for prediction in self.predictions]
+        return "\n".join([*lines, f"  controls    {self.controls}", f"  id          {self.id[:12]}"])
+
+    def test(
+        self,
+        model: Any,
+        *,
+        seed: int = 0,
+        fresh: bool = False,
+        ledger: "str | Path | None" = None,
+        behaviors: Sequence[Any] = (),
+    ) -> "mechscope.claims.verdict.Verdict":
+        """Open the held-out split, measure, and judge: supported, refuted or inconclusive.
+
+        Args:
+            model: An open model.
+            seed: Of the prompts drawn with `fresh`; resamples and controls take the claim's own seed.
+            fresh: Draw new held-out prompts from the behaviour's generator.
+            ledger: Folder of the ledger that counts openings of held-out splits; None keeps no count.
+            behaviors: Other behaviours that predictions name ("spares").
+
+        Cost: one packed experiment per prediction and per control; `examine` also keeps the measurements.
+        """
+        return self.examine(model, seed=seed, fresh=fresh, ledger=ledger, behaviors=behaviors).verdict
+
+    def examine(
+        self,
+        model: Any,
+        *,
+        seed: int = 0,
+        fresh: bool = False,
+        ledger: "str | Path | None" = None,
+        behaviors: Sequence[Any] = (),
+        progress: "Callable[[str, int, int], None] | None" = None,
+    ) -> "mechscope.claims.claim_file.ClaimRecord":
+        """As `test`, and return everything that a claim file carries."""
+        from mechscope.claims.bench import EngineBench
+        from mechscope.claims.ledger import Ledger
+        from mechscope.claims.testing import test_claim
+
+        bench = EngineBench(model, {behavior.name: behavior for behavior in behaviors}, progress=progress)
+        book = None if ledger is None else Ledger(Path(ledger))
+        return test_claim(self, bench, ledger=book, fresh_seed=seed if fresh else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The frozen contents and their id."""
+        return json.loads(self.canonical) | {"id": self.id}
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> "Claim":
+        """Rebuild a claim as it was frozen, its software included.
+
+        Raises:
+            BadFile: fields are missing or strange.
+            ClaimEdited: the contents do not give the id.
+        """
+        if set(plain) != {*FIELDS, "id"} or plain["format"] != FORMAT:
+            raise BadFile(
+                "not a claim", got=sorted(plain), instead=f"the fields {', '.join((*FIELDS, 'id'))}"
+            )
+        if hash_json({name: plain[name] for name in FIELDS}) != plain["id"]:
+            raise ClaimEdited(
+                "the claim's contents do not give its id",
+                got=f"id {str(plain['id'])[:12]}",
+                because="a claim is frozen before its held-out split is opened; an edit makes another claim",
+                instead="the file as it was saved, or a new claim with an id of its own",
+            )
+        behavior, mechanism = plain["behavior"], plain["mechanism"]
+        return cls(
+            plain["statement"],
+            behavior=RecordedBehavior(behavior["name"], canonical_json(behavior["recipe"])),
+            mechanism=RecordedMechanism(mechanism["name"], canonical_json(mechanism["json"])),
+            predictions=[Prediction.from_json(entry) for entry in plain["predictions"]],
+            controls=plain["controls"],
+            seed=plain["seed"],
+            software=plain["software"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the frozen claim, before any held-out prompt is read."""
+        save_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Claim":
+        """Read what `save` wrote.
+
+        Raises:
+            BadFile: missing, torn, or no claim. UnsafeFile: a pickle. ClaimEdited: its id no longer fits.
+        """
+        plain = open_json(path)
+        if not isinstance(plain, dict):
+            raise BadFile("not a claim", got=str(path), because="it holds no JSON object")
+        return cls.from_json(plain)
+
+
+def _problems(claim: Claim) -> list[str]:
+    problems = []
+    if not claim.statement.strip():
+        problems.append("the statement is empty")
+    if not isinstance(claim.mechanism, NamedMechanism):
+        problems.append(f"a {type(claim.mechanism).__name__} has no name and to_json, so it is no mechanism")
+    if not claim.controls.strip():
+        problems.append("it names no control family")
+    if isinstance(claim.seed, bool) or claim.seed < 0:
+        problems.append("the seed is a whole number from 0 on")
+    kinds = [prediction.kind for prediction in claim.predictions]
+    if not kinds:
+        problems.append("it predicts nothing")
+    elif set(kinds) == {"spares"}:
+        problems.append("it predicts sparing only, which a mechanism that does nothing fulfils")
+    if len(set(claim.predictions)) != len(kinds):
+        problems.append("it predicts the same twice")
+    if isinstance(claim.behavior, Behavior):
+        own = recorded(claim.behavior)
+        if any(prediction.behavior == own for prediction in claim.predictions):
+            problems.append("it spares its own behaviour, which says nothing about another one")
+    return problems

@@ -1,0 +1,277 @@
+"""Mechanisms that claims are about: components (heads and MLPs), subspaces, and directions.
+
+Each satisfies the Mechanism protocol: it can be ablated, left alone intact, and saved by name.
+`mechanism_from_json` rebuilds what a claim file remembers.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechscope.interventions.ablation import ablate
+from mechscope.interventions.intervention import Value
+from mechscope.interventions.replace import patch
+from mechscope.interventions.steering import add, project_out
+from mechscope.models.cache import Cache
+from mechscope.vocabulary.errors import BadClaim
+from mechscope.vocabulary.protocols import Write
+
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What isolating a mechanism needs to know of its model.
+
+    Args:
+        n_layers: Layers.
+        n_heads: Query heads a layer.
+    """
+
+    n_layers: int
+    n_heads: int
+
+
+@runtime_checkable
+class MeasurableMechanism(Protocol):
+    """What testing needs beyond a name and a JSON form."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Sites whose values ablation and restoration use."""
+        ...
+
+    def ablation(self, how: str, reference: Any) -> Sequence[Write]:
+        """Writes that remove the mechanism: the value is `how`, measured on (or, for "corrupt", taken from)
+        `reference`."""
+        ...
+
+    def isolation(self, donor: Cache, size: ModelSize) -> Sequence[Write]:
+        """Writes that leave the mechanism alone intact: all else of its kind gets the donor's (corrupt) values."""
+        ...
+
+    def without_each(self) -> Sequence["MeasurableMechanism"]:
+        """The mechanism less each of its parts; empty if it has one part or none that can be taken out."""
+        ...
+
+
+@dataclass(frozen=True)
+class Components:
+    """A set of attention heads and MLPs, at all positions.
+
+    Args:
+        heads: (layer, head) pairs.
+        mlps: Layers.
+    """
+
+    heads: tuple[Head, ...] = ()
+    mlps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "heads", tuple(sorted({(int(layer), int(head)) for layer, head in self.heads}))
+        )
+        object.__setattr__(self, "mlps", tuple(sorted({int(layer) for layer in self.mlps})))
+
+    @property
+    def name(self) -> str:
+        """ "heads 2.1 and 3.4, MLP 2"."""
+        parts = []
+        if self.heads:
+            names = [f"{layer}.{head}" for layer, head in self.heads]
+            parts.append(("head " if len(names) == 1 else "heads ") + _listed(names))
+        if self.mlps:
+            parts.append(
+                ("MLP " if len(self.mlps) == 1 else "MLPs ") + _listed([str(layer) for layer in self.mlps])
+            )
+        return ", ".join(parts) or "nothing"
+
+    @property
+    def by_layer(self) -> dict[int, tuple[int, ...]]:
+        """Heads of each layer that has some."""
+        layers = sorted({layer for layer, _ in self.heads})
+        return {layer: tuple(head for at, head in self.heads if at == layer) for layer in layers}
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (*(f"z.{layer}" for layer in self.by_layer), *(f"mlp_out.{layer}" for layer in self.mlps))
+
+    def to_json(self) -> dict[str, Any]:
+        """Canonical."""
+        return {"kind": "components", "heads": [list(h) for h in self.heads], "mlps": list(self.mlps)}
+
+    def ablation(self, how: str, reference: Any) -> list[Write]:
+        """Heads through `z`, MLPs through `mlp_out`."""
+        heads = self.by_layer
+        if how == "corrupt":
+            return _donated(heads, self.mlps, reference)
+        writes: list[Write] = [
+            ablate(f"z.{layer}", how, reference=reference, heads=list(chosen))
+            for layer, chosen in heads.items()
+        ]
+        return writes + [ablate(f"mlp_out.{layer}", how, reference=reference) for layer in self.mlps]
+
+    def isolation(self, donor: Cache, size: ModelSize, *, holds_mlps: bool | None = None) -> list[Write]:
+        """All other heads get the donor's values; all other MLPs too, if the mechanism has MLPs of its own.
+
+        Args:
+            holds_mlps: Decide about the MLPs otherwise.
+        """
+        mine = self.by_layer
+        others = {
+            layer: tuple(h for h in range(size.n_heads) if h not in mine.get(layer, ()))
+            for layer in range(size.n_layers)
+        }
+        mlps = tuple(layer for layer in range(size.n_layers) if layer not in self.mlps)
+        mlps = mlps if (bool(self.mlps) if holds_mlps is None else holds_mlps) else ()
+        return _donated({layer: heads for layer, heads in others.items() if heads}, mlps, donor)
+
+    def without_each(self) -> tuple["Components", ...]:
+        """The set less each head and each MLP; of one part, the empty set."""
+        less_a_head = [
+            Components(tuple(h for h in self.heads if h != head), self.mlps) for head in self.heads
+        ]
+        less_an_mlp = [Components(self.heads, tuple(m for m in self.mlps if m != mlp)) for mlp in self.mlps]
+        return (*less_a_head, *less_an_mlp)
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """Subspaces of sites: what a random control of the same size is, or what DAS finds.
+
+    Args:
+        bases: (site, orthonormal rows) pairs; rows are as wide as all that a position carries there.
+        label: Text for reports.
+    """
+
+    bases: tuple[tuple[str, Value], ...]
+    label: str = "subspaces"
+
+    @property
+    def name(self) -> str:
+        sizes = [
+            f"{value.tensor.shape[0]} of {value.tensor.shape[1]} at {site}" for site, value in self.bases
+        ]
+        return f"{self.label} ({', '.join(sizes)})"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(site for site, _ in self.bases)
+
+    def to_json(self) -> dict[str, Any]:
+        """By digest; the tensors are rebuilt from their seed."""
+        return {"kind": "subspaces", "bases": [[site, value.digest] for site, value in self.bases]}
+
+    def ablation(self, how: str, reference: Any) -> list[Write]:
+        """Each subspace's component set to the value of `how`."""
+        if how == "corrupt":
+            return [patch(site, reference, subspace=value.tensor) for site, value in self.bases]
+        return [ablate(site, how, reference=reference, subspace=value.tensor) for site, value in self.bases]
+
+    def isolation(self, donor: Cache, size: ModelSize) -> list[Write]:
+        """The donor's values of all heads, but inside the subspaces."""
+        inside = dict(self.bases)
+        writes: list[Write] = []
+        for layer in range(size.n_layers):
+            basis = inside.get(f"z.{layer}")
+            outside = None if basis is None else complement(basis.tensor)
+            writes.append(patch(f"z.{layer}", donor, subspace=outside))
+        return writes
+
+    def without_each(self) -> tuple["Subspaces", ...]:
+        """A random subspace has no parts of its own."""
+        return ()
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction at a site.
+
+    Args:
+        site: Where.
+        vector: [d].
+        label: Text for reports.
+    """
+
+    site: str
+    vector: tuple[float, ...]
+    label: str = "direction"
+
+    @property
+    def name(self) -> str:
+        return f"{self.label} at {self.site}"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The direction, float64."""
+        return torch.tensor(self.vector, dtype=torch.float64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Canonical: every coordinate."""
+        return {"kind": "direction", "site": self.site, "vector": list(self.vector), "label": self.label}
+
+    def ablation(self, how: str, reference: Any) -> list[Write]:
+        """Zero projects the direction out; corrupt puts in the corrupt run's component."""
+        if how == "corrupt":
+            return [patch(self.site, reference, subspace=self.tensor[None])]
+        if how != "zero":
+            return Subspaces(((self.site, Value(self.tensor[None])),)).ablation(how, reference)
+        return [project_out(self.site, self.tensor)]
+
+    def isolation(self, donor: Cache, size: ModelSize) -> list[Write]:
+        """The donor's values at the site, but along the direction."""
+        return [patch(self.site, donor, subspace=complement(self.tensor[None]))]
+
+    def without_each(self) -> tuple["Direction", ...]:
+        """A direction has one part."""
+        return ()
+
+    def steering(self, dose: float) -> list[Write]:
+        """The direction added, in reference norms."""
+        return [add(self.site, self.tensor, dose=dose)]
+
+
+def mechanism_from_json(saved: Mapping[str, Any]) -> Components | Direction:
+    """Rebuild a mechanism that a claim file remembers.
+
+    Raises:
+        BadClaim: another kind; only components and directions are saved whole.
+    """
+    match saved.get("kind"):
+        case "components":
+            return Components(tuple((layer, head) for layer, head in saved["heads"]), tuple(saved["mlps"]))
+        case "direction":
+            return Direction(saved["site"], tuple(saved["vector"]), saved["label"])
+    raise BadClaim(
+        "a mechanism of unknown kind", got=str(saved.get("kind")), instead="components or direction"
+    )
+
+
+def complement(basis: Tensor) -> Tensor:
+    """Orthonormal rows spanning what `basis` (orthonormal rows) does not, [d - n, d]."""
+    rows = basis.double() / basis.double().norm(dim=-1, keepdim=True)
+    full, _ = torch.linalg.qr(rows.T, mode="complete")
+    return full[:, rows.shape[0] :].T
+
+
+def _donated(heads: Mapping[int, Sequence[int]], mlps: Sequence[int], donor: Cache) -> list[Write]:
+    writes: list[Write] = [patch(f"z.{layer}", donor, heads=list(chosen)) for layer, chosen in heads.items()]
+    return writes + [patch(f"mlp_out.{layer}", donor) for layer in mlps]
+
+
+def captured_basis(heads: Sequence[int], n_heads: int, d_head: int) -> np.ndarray:
+    """The coordinate rows that some heads occupy in `z` flattened to [n_heads * d_head]."""
+    rows = [head * d_head + i for head in heads for i in range(d_head)]
+    return np.eye(n_heads * d_head)[rows]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

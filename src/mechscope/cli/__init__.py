@@ -1,0 +1,1 @@
+"""Floor 12: the command line. Thin: parse, call one function, render."""

@@ -1,0 +1,1 @@
+"""Prompt pairs and splits, as text and token ids; no model."""

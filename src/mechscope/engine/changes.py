@@ -1,0 +1,91 @@
+"""Changes: which tokens each experiment changes, where, and what that makes later layers recompute.
+
+A write is compared with the base run's own values, so a patch that changes nothing is not run, and positions that
+a pair of prompts shares are not recomputed. The rule that follows from causality:
+
+    before or at the keys and values of a layer   every later position of that layer changes
+    after them                                    only the written positions change, until the next layer
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechscope.engine.base import Base
+from mechscope.models.frame import Frame
+from mechscope.models.writing import blend, to_token_form, tokens_of
+from mechscope.vocabulary.points import POINTS
+from mechscope.vocabulary.protocols import Write
+from mechscope.vocabulary.sites import Site
+
+FEEDS_KEYS = frozenset({"resid_pre", "ln1", "attn_in", "k_proj", "k_pre", "k", "v", "v_proj"})
+"""Points of a layer whose change reaches its keys or values."""
+
+NEEDS_WHOLE_RUN = frozenset(row.name for row in POINTS.values() if row.basis != "layer")
+"""Points outside the layers; experiments that write them are run whole."""
+
+Prepared = list[tuple[Write, list[Site]]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One write of one experiment at one site.
+
+    Args:
+        write: Ready to apply.
+        site: Where.
+        selected: Tokens that it writes, [batch, pos] of the block.
+        changed: Those whose base value it changes, [batch, pos].
+    """
+
+    write: Write
+    site: Site
+    selected: Tensor
+    changed: Tensor
+
+    @property
+    def feeds_keys(self) -> bool:
+        """True if the layer's keys or values change."""
+        return self.site.point in FEEDS_KEYS
+
+
+def changes_of(prepared: Prepared, base: Base, whole: Frame, rows: Tensor) -> list[Change]:
+    """What an experiment's writes change in a block of prompts.
+
+    Args:
+        prepared: The experiment's writes with their sites.
+        base: The block's base run.
+        whole: The frame of the whole batch; selections are resolved on it.
+        rows: The block's rows in the batch, [n].
+    """
+    columns = torch.arange(whole.ids.shape[1])
+    found: list[Change] = []
+    for write, sites in prepared:
+        chosen = whole.selected(write.where, columns)
+        real = whole.positions(columns) >= 0
+        selected = (real if chosen is None else chosen & real)[rows]
+        for site in sites:
+            changed = _changed(write, site, selected, base, (whole, rows))
+            found.append(Change(write, site, selected, changed))
+    return found
+
+
+def _changed(write: Write, site: Site, selected: Tensor, base: Base, at: tuple[Frame, Tensor]) -> Tensor:
+    whole, rows = at
+    value = to_token_form(base.values[site], site.row)
+    block_rows, columns = selected.nonzero(as_tuple=True)
+    changed = torch.zeros_like(selected)
+    if len(block_rows) == 0:
+        return changed
+    old = value[block_rows.to(value.device), columns.to(value.device)]
+    new = blend(write, old, tokens_of(rows[block_rows], columns, whole, site))
+    differs = (new != old).flatten(1).any(1) if new.ndim > 1 else new != old
+    changed[block_rows, columns] = differs.to(changed.device)
+    return changed
+
+
+def written_sites(all_prepared: Sequence[Prepared]) -> list[Site]:
+    """Every site that some experiment writes."""
+    return sorted({site for prepared in all_prepared for _, sites in prepared for site in sites})

@@ -1,0 +1,192 @@
+"""Execute: run a plan on this machine. Results equal one whole forward per experiment."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from mechscope.engine.base import Base, record_base
+from mechscope.engine.changes import Change, changes_of, written_sites
+from mechscope.engine.experiment import Experiment, Results
+from mechscope.engine.naive import measure_naively
+from mechscope.engine.packed import Replay, Row, Tally
+from mechscope.engine.plan import DEFAULT_MEMORY, Group, Plan, make_plan
+from mechscope.engine.reading import Piece, measure_pieces, reads_of
+from mechscope.interventions.metrics import Metric
+from mechscope.models.frame import Frame
+from mechscope.models.model import Model
+from mechscope.models.resources import head_of
+
+Progress = Callable[[int, int], None]
+"""Called with rows done and rows in all."""
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Something that runs a plan: this machine, or later a cluster."""
+
+    def execute(self, model: Model, plan: Plan, *, progress: Progress | None = None) -> Results: ...
+
+
+def run_experiments(
+    model: Model,
+    experiments: Sequence[Experiment],
+    *,
+    memory: int = DEFAULT_MEMORY,
+    executor: Executor | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Plan experiments and run them.
+
+    Args:
+        model: An open model.
+        experiments: Those that share an `inputs` object share a base run.
+        memory: Budget in bytes.
+        executor: Where the plan runs; this machine by default.
+        progress: Told rows done and rows in all.
+
+    Returns:
+        Metrics in the order given.
+
+    Cost: `make_plan(...).explain()` foretells it.
+    """
+    plan = make_plan(model, experiments, memory=memory)
+    return (executor or LocalExecutor()).execute(model, plan, progress=progress)
+
+
+class LocalExecutor:
+    """Runs a plan on this machine.
+
+    Attributes:
+        tally: Work done by the last plan.
+    """
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+
+    def execute(self, model: Model, plan: Plan, *, progress: Progress | None = None) -> Results:
+        """Metrics of the plan's experiments, in the order in which they were given."""
+        self.tally = Tally()
+        values = [torch.zeros(len(e.inputs), dtype=torch.float64) for e in plan.experiments]
+        done = 0
+        for index in plan.whole:
+            values[index] = measure_naively(model, plan.experiments[index])
+            done += len(plan.experiments[index].inputs)
+            _tell(progress, done, plan.cost.n_rows)
+        for group in plan.groups:
+            for start, stop in group.blocks:
+                with model.ready():
+                    for n_done in self._block(model, group, torch.arange(start, stop), values):
+                        done += n_done
+                        _tell(progress, done, plan.cost.n_rows)
+        return Results(tuple(values))
+
+    def _block(self, model: Model, group: Group, rows: Tensor, values: list[Tensor]) -> Iterator[int]:
+        whole = Frame.of(group.experiments[0].inputs)
+        frame = Frame(whole.ids[rows], whole.n_pad[rows], whole.n_prompt[rows])
+        base = record_base(model.binding, frame, written_sites(group.prepared))
+        head = head_of(model.binding)
+        _measure_unchanged(group, base, rows, (head, values))
+        n_done = 0
+        for chunk in _chunks(group, base, whole, rows):
+            replay = Replay(model.binding, base, [row for _, row in chunk], rows, self.tally)
+            residual = replay.run()
+            pieces = _pieces(group, chunk, residual, rows)
+            for piece, found in zip(pieces, measure_pieces(head, pieces), strict=True):
+                values[group.indices[piece.place]][rows[piece.prompts]] = found
+            n_done += len(chunk)
+            yield len(chunk)
+        yield len(group.experiments) * len(rows) - n_done
+
+
+Chunk = list[tuple[int, Row]]
+"""Rows of a chunk, each with the place of its experiment in the group."""
+
+
+def _chunks(group: Group, base: Base, whole: Frame, rows: Tensor) -> Iterator[Chunk]:
+    """Rows that change something, cut so that a chunk holds at most the planned number of tokens."""
+    chunk: Chunk = []
+    n_tokens = n_reads = 0
+    reads_by_metric = {id(e.metric): reads_of(e, base.frame) for e in _of_each_metric(group.experiments)}
+    for place in _by_first_layer(group):
+        changes = changes_of(group.prepared[place], base, whole, rows)
+        reads = reads_by_metric[id(group.experiments[place].metric)]
+        sizes = _tokens_per_row(changes, reads)
+        for prompt in torch.nonzero(sizes)[:, 0].tolist():
+            is_full = n_tokens + int(sizes[prompt]) > group.tokens_per_chunk
+            if chunk and (is_full or reads.shape[1] != n_reads):
+                yield chunk
+                chunk, n_tokens = [], 0
+            chunk.append((place, Row(changes, prompt, tuple(reads[prompt].tolist()))))
+            n_tokens += int(sizes[prompt])
+            n_reads = reads.shape[1]
+    if chunk:
+        yield chunk
+
+
+def _of_each_metric(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """One experiment of each metric object: those of a sweep share theirs, and readings are built from lists."""
+    return list({id(experiment.metric): experiment for experiment in experiments}.values())
+
+
+def _by_first_layer(group: Group) -> list[int]:
+    """Experiments ordered by their first layer, so that the rows of a chunk join together."""
+
+    def first(place: int) -> int:
+        return min((site.layer or 0 for _, sites in group.prepared[place] for site in sites), default=0)
+
+    return sorted(range(len(group.experiments)), key=first)
+
+
+def _tokens_per_row(changes: Sequence[Change], reads: Tensor) -> Tensor:
+    """Most tokens that a prompt of an experiment puts through one layer; 0 where nothing changes, [prompt]."""
+    if not changes:
+        return torch.zeros(len(reads), dtype=torch.long)
+    changed = torch.stack([change.changed for change in changes]).any(0)
+    first = changed.long().argmax(1)
+    return torch.where(changed.any(1), (reads.max(1).values + 1 - first).clamp(min=1), 0)
+
+
+def _pieces(group: Group, chunk: Chunk, residual: Tensor, rows: Tensor) -> list[Piece]:
+    """The chunk's rows gathered by experiment, with the part of the metric that they are for."""
+    pieces: list[Piece] = []
+    selected: dict[tuple[int, tuple[int, ...]], Metric] = {}
+    start = 0
+    for index, (place, _) in enumerate(chunk):
+        if index + 1 < len(chunk) and chunk[index + 1][0] == place:
+            continue
+        prompts = torch.tensor([row.prompt for _, row in chunk[start : index + 1]])
+        metric, chosen = group.experiments[place].metric, tuple(rows[prompts].tolist())
+        key = (id(metric), chosen)
+        if key not in selected:
+            selected[key] = metric.select(chosen)
+        pieces.append(Piece(place, prompts, selected[key], residual[start : index + 1]))
+        start = index + 1
+    return pieces
+
+
+def _measure_unchanged(
+    group: Group, base: Base, rows: Tensor, to: tuple[Callable[..., Tensor], list[Tensor]]
+) -> None:
+    """Write every experiment's metric of the base run; rows that change are overwritten later."""
+    head, values = to
+    found: dict[int, Tensor] = {}
+    prompts = torch.arange(len(rows))
+    final = base.residuals[-1]
+    for place, experiment in enumerate(group.experiments):
+        key = id(experiment.metric)
+        if key not in found:
+            reads = reads_of(experiment, base.frame).to(final.device)
+            residual = final[prompts[:, None].to(final.device), reads]
+            piece = Piece(place, prompts, experiment.metric.select(rows.tolist()), residual)
+            found[key] = measure_pieces(head, [piece])[0]
+        values[group.indices[place]][rows] = found[key]
+
+
+def _tell(progress: Progress | None, done: int, total: int) -> None:
+    if progress is not None:
+        progress(done, total)
+
+
+__all__ = ["Executor", "Experiment", "LocalExecutor", "Progress", "run_experiments"]

@@ -1,0 +1,1 @@
+"""Floor 3: interventions and metrics as values, and their meaning as pure functions on a tensor."""

@@ -1,0 +1,302 @@
+"""Metrics: what an experiment reads off the logits, as frozen values.
+
+A metric says which positions and which vocabulary columns it reads, so that the engine computes no others. One
+number a row; larger means more of the behaviour, except for KL, rank and user functions, which say what they are.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mechscope.interventions.intervention import Value
+from mechscope.vocabulary.errors import BadFile, NotSerializable, RegistrationError, ShapeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a metric reads.
+
+    Args:
+        positions: Positions of each row, negative from the end; the same for all rows.
+        columns: Vocabulary columns, [rows, n]; None for all of them.
+    """
+
+    positions: tuple[int, ...] = (-1,)
+    columns: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """Base of all metrics.
+
+    Args:
+        position: Position whose logits are read.
+    """
+
+    kind: ClassVar[str] = ""
+    unit: ClassVar[str] = ""
+    position: int = -1
+
+    @property
+    def n_rows(self) -> int | None:
+        """Rows that the metric has answers for; None if it serves any number."""
+        return None
+
+    def reading(self) -> Reading:
+        """Positions and columns that it reads."""
+        return Reading(positions=(self.position,))
+
+    def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
+        """One number a row from the logits read, in the order of `reading()`."""
+        raise RegistrationError(
+            f"{type(self).__name__} has no `measure`.", because="every metric says what it measures"
+        )
+
+    def select(self, rows: Sequence[int]) -> "Metric":
+        """The metric for some rows only."""
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON form; `metric_from_json` is its inverse."""
+        return {"kind": self.kind, **{k: v for k, v in self.__dict__.items() if not isinstance(v, Value)}}
+
+
+Answers = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfAnswers(Metric):
+    """Reads answers and, where given, foils: sets of token ids, one set a row.
+
+    Args:
+        answers: Right answers of each row.
+        wrong: Foils of each row; may be empty where the metric needs none.
+    """
+
+    answers: Answers
+    wrong: Answers = ()
+
+    def __post_init__(self) -> None:
+        if any(len(row) == 0 for row in self.answers) or (
+            self.wrong and len(self.wrong) != len(self.answers)
+        ):
+            raise ShapeError(
+                "A metric needs an answer for every row, and foils for every row or for none.",
+                got=f"answers of sizes {[len(row) for row in self.answers][:8]}, "
+                f"foils of sizes {[len(row) for row in self.wrong][:8]}",
+                instead="answers=((3,), (5,)), wrong=((4,), (6,))",
+            )
+
+    @property
+    def n_rows(self) -> int | None:
+        return len(self.answers)
+
+    def select(self, rows: Sequence[int]) -> "Metric":
+        wrong = tuple(self.wrong[row] for row in rows) if self.wrong else ()
+        return replace(self, answers=tuple(self.answers[row] for row in rows), wrong=wrong)
+
+    def _sets(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Padded ids and masks of answers and foils."""
+        wrong = self.wrong or ((),) * len(self.answers)
+        return *_padded(self.answers, device), *_padded(wrong, device)
+
+    def _sets_for(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        _refuse_other_rows(self, logits)
+        return self._sets(logits.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitDifference(_OfAnswers):
+    """Logit of the answer less the foil's; mean logits where a side is a set. In logits."""
+
+    kind: ClassVar[str] = "logit_difference"
+    unit: ClassVar[str] = "logits"
+
+    def reading(self) -> Reading:
+        answers, _, wrong, _ = self._sets(torch.device("cpu"))
+        return Reading(positions=(self.position,), columns=torch.cat([answers, wrong], dim=1))
+
+    def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
+        answers, has_answer, _, has_wrong = self._sets_for(logits)
+        n = answers.shape[1]
+        right, foil = logits[:, 0, :n], logits[:, 0, n:]
+        return _mean(right, has_answer) - _mean(foil, has_wrong)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogProbability(_OfAnswers):
+    """Log-probability of the answer (of any of them, where it is a set), in nats."""
+
+    kind: ClassVar[str] = "log_probability"
+    unit: ClassVar[str] = "nats"
+
+    def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
+        answers, has_answer, _, _ = self._sets_for(logits)
+        found = logits[:, 0].log_softmax(-1).gather(1, answers)
+        return found.masked_fill(~has_answer, float("-inf")).logsumexp(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityDifference(_OfAnswers):
+    """Probability of the answers less that of the foils, -1 to 1."""
+
+    kind: ClassVar[str] = "probability_difference"
+    unit: ClassVar[str] = "probability"
+
+    def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
+        answers, has_answer, wrong, has_wrong = self._sets_for(logits)
+        probabilities = logits[:, 0].softmax(-1)
+        right = (probabilities.gather(1, answers) * has_answer).sum(1)
+        return right - (probabilities.gather(1, wrong) * has_wrong).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(_OfAnswers):
+    """Rank of the answer among all tokens, 0 for the most probable; of the best one where it is a set."""
+
+    kind: ClassVar[str] = "rank"
+    unit: ClassVar[str] = "rank"
+
+    def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
+        answers, has_answer, _, _ = self._sets_for(logits)
+        best = logits[:, 0].gather(1, answers).masked_fill(~has_answer, float("-inf")).max(1).values
+        # Half precision can't count beyond a few hundred.
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        return (logits[:, 0] > best[:, None]).sum(1).to(wide)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(_OfAnswers):
+    """1 where the most probable token is an answer, else 0. With foils: where an answer beats every foil."""
+
+    kind: ClassVar[str] = "accuracy"
+    unit: ClassVar[str] = "fraction"
+
+    def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
+        answers, has_answer, wrong, has_wrong = self._sets_for(logits)
+        row = logits[:, 0]
+        best = row.gather(1, answers).masked_fill(~has_answer, float("-inf")).max(1).values
+        if self.wrong:
+            rival = row.gather(1, wrong).masked_fill(~has_wrong, float("-inf")).max(1).values
+            return (best > rival).to(logits.dtype)
+        return (best >= row.max(1).values).to(logits.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KL(Metric):
+    """Divergence of the output from a reference distribution, KL(reference || output), in nats.
+
+    Args:
+        reference: Logits of the reference run at the position, [rows, d_vocab].
+
+    Caveat: its gradient at the reference itself is zero.
+    """
+
+    kind: ClassVar[str] = "kl"
+    unit: ClassVar[str] = "nats"
+    reference: Value
+
+    @property
+    def n_rows(self) -> int | None:
+        return self.reference.tensor.shape[0]
+
+    def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
+        _refuse_other_rows(self, logits)
+        reference = self.reference.tensor.to(logits).log_softmax(-1)
+        return (reference.exp() * (reference - logits[:, 0].log_softmax(-1))).sum(-1)
+
+    def select(self, rows: Sequence[int]) -> "Metric":
+        return replace(self, reference=Value(self.reference.tensor[list(rows)]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "position": self.position, "reference": self.reference.digest}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserMetric(Metric):
+    """A user's function of the logits read; works everywhere, cannot be saved.
+
+    Args:
+        function: [rows, n_positions, d_vocab] to [rows].
+        positions: Positions it reads.
+    """
+
+    kind: ClassVar[str] = "user"
+    unit: ClassVar[str] = "user"
+    function: Callable[[Tensor], Tensor]
+    positions: tuple[int, ...] = (-1,)
+
+    def reading(self) -> Reading:
+        return Reading(positions=self.positions)
+
+    def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
+        found = self.function(logits)
+        if found.shape != logits.shape[:1]:
+            raise ShapeError(
+                "A metric must return one number a row.",
+                got=f"shape {list(found.shape)}",
+                because=f"there are {logits.shape[0]} rows",
+                instead="reduce over positions and vocabulary",
+            )
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        raise NotSerializable("A user's function cannot be saved.", instead="one of the built-in metrics")
+
+
+METRICS: dict[str, type[_OfAnswers]] = {
+    cls.kind: cls for cls in (LogitDifference, LogProbability, ProbabilityDifference, Rank, Accuracy)
+}
+"""Metrics of answers and foils, by name."""
+
+
+def metric_from_json(saved: dict[str, Any]) -> Metric:
+    """Rebuild a metric of answers from `to_json`.
+
+    Raises:
+        BadFile: an unknown kind, or one whose tensors are stored elsewhere.
+    """
+    cls = METRICS.get(saved.get("kind", ""))
+    if cls is None:
+        raise BadFile(
+            f'"{saved.get("kind")}" is not a metric of answers.',
+            got=str(saved)[:80],
+            instead=", ".join(METRICS),
+        )
+    rows = {key: tuple(tuple(row) for row in saved[key]) for key in ("answers", "wrong")}
+    return cls(position=saved["position"], **rows)
+
+
+def answer_sets(answers: Sequence[int] | Sequence[Sequence[int]]) -> Answers:
+    """Answers as sets, one a row: [3, 5] becomes ((3,), (5,))."""
+    return tuple((item,) if isinstance(item, int) else tuple(item) for item in answers)
+
+
+def _padded(sets: Answers, device: torch.device) -> tuple[Tensor, Tensor]:
+    width = max((len(row) for row in sets), default=0)
+    ids = torch.tensor(
+        [list(row) + [0] * (width - len(row)) for row in sets], dtype=torch.long, device=device
+    )
+    mask = torch.tensor(
+        [[True] * len(row) + [False] * (width - len(row)) for row in sets], dtype=torch.bool, device=device
+    )
+    return ids.reshape(len(sets), width), mask.reshape(len(sets), width)
+
+
+def _mean(values: Tensor, present: Tensor) -> Tensor:
+    """Mean of the entries that are present; zero for a row that has none."""
+    return values.masked_fill(~present, 0.0).sum(1) / present.sum(1).clamp_min(1)
+
+
+def _refuse_other_rows(metric: Metric, logits: Tensor) -> None:
+    if metric.n_rows not in (None, logits.shape[0]):
+        raise ShapeError(
+            "The metric has answers for another number of rows.",
+            got=f"{metric.n_rows} rows of answers, logits of {logits.shape[0]} rows",
+            because="it reads one answer a row",
+            instead="metric.select(rows)",
+        )

@@ -1,0 +1,1 @@
+"""Floor 5: looking without intervening: logit lens, direct logit attribution, attention patterns, head scores."""

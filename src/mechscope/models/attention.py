@@ -1,0 +1,297 @@
+"""Our attention function: one for every family that calls the library's attention interface.
+
+A session puts a *desk* at each attention module for the duration of a run; the function asks the module's desk.
+Without maps to show it uses the fused kernel; scores and patterns are formed only when somebody reads or
+writes them. The mask always comes from the library, so sliding windows need no knowledge here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+from mechscope.models.anatomy import Attention, InnerMethod
+
+IMPLEMENTATION = "mechscope"
+"""Name under which the function is registered. It must not contain "sdpa": some families refuse that substring."""
+
+Tap = Callable[[Tensor], Tensor]
+"""A tensor in the table's axes to the tensor to use in its place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of the attention function, in the library's axes.
+
+    Args:
+        query: [batch, head, query, d_head], rotated and normed as the scores see it.
+        key: [batch, kv_head, key, d_head].
+        value: [batch, kv_head, key, d_head].
+        mask: Additive [batch or 1, 1, query, key] in the score's dtype, boolean (True attends), or None.
+        scaling: Factor on the scores.
+        softcap: c in c * tanh(scores / c), or None.
+        sinks: Logit of the valueless entry, [head], or None.
+        is_causal: Whether a missing mask means a causal one.
+        is_wide: Scores are computed in float32.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scaling: float
+    softcap: float | None
+    sinks: Tensor | None
+    is_causal: bool
+    is_wide: bool = False
+
+    def to(self, device: str | torch.device) -> "Call":
+        """The same call with its tensors on another device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
+
+_MAP_TAPS = ("scores", "used scores", "sink", "pattern", "used pattern")
+
+Desk = Callable[[Call], tuple[Tensor, Tensor | None]]
+_DESKS: dict[nn.Module, Desk] = {}
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    call = Call(
+        query=query,
+        key=key,
+        value=value,
+        mask=attention_mask,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=kwargs.get("softcap"),
+        sinks=kwargs.get("s_aux"),
+        is_causal=bool(getattr(module, "is_causal", True)),
+    )
+    return _DESKS[module](call)
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+_NARROW = f"{IMPLEMENTATION}-narrow-mask"
+
+
+def _narrow_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    return eager_mask(*args, **(kwargs | {"dtype": torch.float32}))
+
+
+AttentionMaskInterface.register(_NARROW, _narrow_mask)
+
+
+@contextmanager
+def narrow_masks(config: Any) -> Iterator[None]:
+    """Masks whose smallest entry is finite in single precision, for a family with an attention of its own."""
+    before = config._attn_implementation_internal
+    try:
+        config._attn_implementation_internal = _NARROW
+        yield
+    finally:
+        config._attn_implementation_internal = before
+
+
+def _inner_attention(module: nn.Module, method: InnerMethod) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """What stands in for a family's inner attention method: the same arguments, through the module's desk."""
+
+    def attend_inside(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> Any:
+        if method.window is not None:
+            seen = module.get_buffer(method.window)
+            seen = seen[:, :, key.shape[-2] - query.shape[-2] : key.shape[-2], : key.shape[-2]]
+            dtype = query.dtype if attention_mask is None else attention_mask.dtype
+            none = torch.zeros((), dtype=dtype, device=query.device)
+            mask = none if attention_mask is None else attention_mask[..., : key.shape[-2]]
+            attention_mask = torch.where(seen, mask, torch.finfo(dtype).min)
+        z, pattern = _DESKS[module](
+            Call(
+                query=query,
+                key=key,
+                value=value,
+                mask=attention_mask,
+                scaling=method.scale,
+                softcap=None,
+                sinks=None,
+                is_causal=True,
+                is_wide=method.is_wide,
+            )
+        )
+        return z.transpose(1, 2), pattern
+
+    return attend_inside
+
+
+@contextmanager
+def desks_at(modules: Mapping[nn.Module, Desk], anatomy: Attention) -> Iterator[None]:
+    """Route the attention of `modules` through their desks; configuration and desks are restored on exit.
+
+    The modules share configuration objects that they read at call time; those are switched and switched back.
+    """
+    # `_attn_implementation` is a property that writes to sub-configurations too, so the private field is set.
+    configs = {id(module.config): module.config for module in modules}
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    _DESKS.update(modules)
+    method = anatomy.inner
+    try:
+        for module in modules if method is not None else ():
+            module.__dict__[method.name] = _inner_attention(module, method)
+        for config in configs.values():
+            config._attn_implementation_internal = IMPLEMENTATION
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+        for module in modules if method is not None else ():
+            module.__dict__.pop(method.name, None)
+        for module in modules:
+            _DESKS.pop(module, None)
+
+
+def attend(call: Call, anatomy: Attention, taps: Mapping[str, Tap]) -> tuple[Tensor, Tensor | None]:
+    """Attention with taps at its points; returns z as [batch, query, head, d_head] and the pattern if formed.
+
+    Args:
+        call: Tensors as the library passes them.
+        anatomy: For the softmax's dtype.
+        taps: By point: "q" "k" "v" "scores" "sink" "pattern" "z"; each sees and returns the table's axes.
+            Masked entries of maps ignore what a tap returns; "used scores" and "used pattern" see the maps after
+            that, as they act.
+    """
+    call = tap_inputs(call, taps)
+    needs_maps = call.softcap is not None or call.sinks is not None or call.is_wide
+    needs_maps = needs_maps or any(name in taps for name in _MAP_TAPS)
+    pattern = None
+    if needs_maps:
+        pattern = _pattern(call, anatomy, taps)
+        z = torch.matmul(pattern, _for_each_head(call.value, call.query)).transpose(1, 2)
+    else:
+        z = _fused(call).transpose(1, 2)
+    if "z" in taps:
+        z = taps["z"](z)
+    return z.contiguous(), pattern
+
+
+def tap_inputs(call: Call, taps: Mapping[str, Tap]) -> Call:
+    """The call after its taps on queries, keys and values."""
+    for name, field in (("q", "query"), ("k", "key"), ("v", "value")):
+        if name in taps:
+            tensor = getattr(call, field).transpose(1, 2)
+            call = replace(call, **{field: taps[name](tensor).transpose(1, 2)})
+    return call
+
+
+def attention_pattern(
+    call: Call, anatomy: Attention, taps: Mapping[str, Tap] = MappingProxyType({})
+) -> Tensor:
+    """Attention weights, [batch, head, query, key], with taps at scores, sink and pattern."""
+    return _pattern(call, anatomy, taps)
+
+
+def attention_scores(call: Call) -> Tensor:
+    """Scaled, soft-capped scores before the mask, [batch, head, query, key]."""
+    query, keys = call.query, _for_each_head(call.key, call.query)
+    if call.is_wide:
+        query, keys = query.to(torch.float32), keys.to(torch.float32)
+    scores = torch.matmul(query, keys.transpose(-1, -2)) * call.scaling
+    return scores if call.softcap is None else torch.tanh(scores / call.softcap) * call.softcap
+
+
+def blocked_entries(call: Call) -> Tensor | None:
+    """True where a query may not see a key, broadcastable to the scores; None if nothing is hidden."""
+    mask = call.mask
+    n_queries, n_keys = call.query.shape[-2], call.key.shape[-2]
+    if mask is None:
+        if not call.is_causal or n_queries == 1:
+            return None
+        ones = torch.ones(n_queries, n_keys, dtype=torch.bool, device=call.query.device)
+        return ones.triu(n_keys - n_queries + 1)  # aligned lower right: queries are the last keys
+    mask = mask[..., :n_keys]
+    return ~mask if mask.dtype == torch.bool else mask < torch.finfo(mask.dtype).min / 2
+
+
+def _pattern(call: Call, anatomy: Attention, taps: Mapping[str, Tap]) -> Tensor:
+    scores = attention_scores(call)
+    blocked = blocked_entries(call)
+    if "scores" in taps or "used scores" in taps:
+        shown = scores if blocked is None else scores.masked_fill(blocked, float("-inf"))
+        shown = _tapped(taps, "scores", shown, blocked)
+        scores = shown if blocked is None else torch.where(blocked, scores, shown)
+    if blocked is not None:
+        scores = scores + _additive(call.mask, blocked, scores)
+    sinks = None
+    if call.sinks is not None:
+        sinks = call.sinks.reshape(1, -1, 1).expand(scores.shape[:-1]).to(scores.dtype)
+        sinks = taps["sink"](sinks) if "sink" in taps else sinks
+    pattern = _softmax(scores, sinks, anatomy).to(call.value.dtype)
+    return _tapped(taps, "pattern", pattern, blocked)
+
+
+def _tapped(taps: Mapping[str, Tap], point: str, value: Tensor, blocked: Tensor | None) -> Tensor:
+    # What is masked stays masked: a query must not see its future, which no cache could give it either.
+    if point in taps:
+        written = taps[point](value)
+        value = written if blocked is None or written is value else torch.where(blocked, value, written)
+    if f"used {point}" not in taps:
+        return value
+    used = taps[f"used {point}"](value)
+    # A gradient at a masked entry is that of a write there: none.
+    return (
+        used if blocked is None or not torch.is_grad_enabled() else torch.where(blocked, value.detach(), used)
+    )
+
+
+def _additive(mask: Tensor | None, blocked: Tensor, scores: Tensor) -> Tensor:
+    if mask is not None and mask.dtype != torch.bool:
+        return mask[..., : scores.shape[-1]]
+    zeros = torch.zeros(blocked.shape, dtype=scores.dtype, device=scores.device)
+    return zeros.masked_fill(blocked, torch.finfo(scores.dtype).min)
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None, anatomy: Attention) -> Tensor:
+    if sinks is not None:
+        scores = torch.cat([scores, sinks[..., None]], dim=-1)
+    if anatomy.is_softmax_native:
+        scores = scores - scores.max(dim=-1, keepdim=True).values
+        weights = F.softmax(scores, dim=-1, dtype=scores.dtype)
+    else:
+        dtype = torch.promote_types(scores.dtype, torch.float32)
+        weights = F.softmax(scores, dim=-1, dtype=dtype)
+    return weights if sinks is None else weights[..., :-1]
+
+
+def _fused(call: Call) -> Tensor:
+    mask = call.mask
+    if mask is not None:
+        mask = mask[..., : call.key.shape[-2]]
+    return F.scaled_dot_product_attention(
+        call.query,
+        call.key,
+        call.value,
+        attn_mask=mask,
+        is_causal=mask is None and call.is_causal and call.query.shape[-2] > 1,
+        scale=call.scaling,
+        enable_gqa=call.key.shape[1] != call.query.shape[1],
+    )
+
+
+def _for_each_head(kv: Tensor, query: Tensor) -> Tensor:
+    n_groups = query.shape[1] // kv.shape[1]
+    return kv if n_groups == 1 else kv.repeat_interleave(n_groups, dim=1)

@@ -1,0 +1,149 @@
+"""Preparing: interventions checked against the model and made ready, all before a run starts."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from mechscope.models.frame import Frame, refuse_unless_inside
+from mechscope.models.inputs import TokenBatch
+from mechscope.vocabulary.errors import InterventionMismatch, PointUnavailable, SiteAfterStop
+from mechscope.vocabulary.protocols import Write
+from mechscope.vocabulary.sites import Site
+from mechscope.vocabulary.where import Matching, Where
+
+if TYPE_CHECKING:
+    import mechscope.models.model
+
+
+def prepare_writes(
+    model: "mechscope.models.model.Model", interventions: Sequence[Write], frame: Frame | None
+) -> list[tuple[Write, list[Site]]]:
+    """Each intervention, ready, with the sites that it writes; declared order is kept.
+
+    Without a frame (prompts are not known yet) selections are not checked; `refuse_unless_it_fits` does that later.
+
+    Raises:
+        InterventionMismatch: an item is not an intervention.
+        PointUnavailable: a site can't be written.
+        PositionOutOfRange: a selection names what does not exist.
+        UnresolvedIntervention: an ablation still needs values.
+    """
+    prepared: list[tuple[Write, list[Site]]] = []
+    facts = Facts(model, frame.as_batch() if frame is not None and frame.n_room == 0 else None)
+    for write in interventions:
+        if not isinstance(write, Write):
+            raise InterventionMismatch(
+                "An item of `interventions` is not an intervention.",
+                got=repr(write)[:80],
+                because="it has no `at`, `where`, `prepare` and `apply`",
+                instead="ms.patch, ms.ablate, ms.add, ms.project_out, ms.scale, ms.freeze or ms.edit",
+            )
+        sites = writable_sites(model, write.at)
+        ready = with_token_ids(write.prepare(facts, sites), model)
+        prepared.append((ready, sites))
+    if frame is not None:
+        refuse_unless_it_fits(model, prepared, frame)
+    return prepared
+
+
+def refuse_unless_it_fits(
+    model: "mechscope.models.model.Model", writes: Sequence[tuple[Write, list[Site]]], frame: Frame
+) -> None:
+    """Refuse selections that name positions, rows, heads or units that these prompts or this model lack.
+
+    Raises:
+        PositionOutOfRange
+    """
+    for write, sites in writes:
+        for site in sites:
+            refuse_unless_inside(write.where, frame, site, model.sizes)
+
+
+def refuse_before_start(writes: Sequence[tuple[Write, list[Site]]], layer: int) -> None:
+    """Refuse writes to what a run that starts at a layer does not compute.
+
+    Raises:
+        SiteAfterStop
+    """
+    first = Site("resid_pre", layer)
+    for write, sites in writes:
+        if sites and max(sites) < first:
+            raise SiteAfterStop(
+                f"An intervention at {write.at} lies before the place where the run starts.",
+                got=f"{write.at}, start at {first}",
+                because=f"nothing before {first} is computed, so it would have no effect",
+                instead="leave it out, or start earlier",
+            )
+
+
+class Facts:
+    """A model's answers to what a write may ask; satisfies `vocabulary.protocols.Facts`."""
+
+    def __init__(self, model: "mechscope.models.model.Model", batch: TokenBatch | None) -> None:
+        self._model = model
+        self._batch = batch
+
+    def clean_run(self, sites: Sequence[Site]) -> "mechscope.models.model.Run":
+        if self._batch is None:
+            raise InterventionMismatch(
+                "A freeze to the batch's own values needs a batch that is known beforehand.",
+                got="freeze(to='own') while generating",
+                because="tokens that are not generated yet have no values",
+                instead="freeze(at, to=run)",
+            )
+        return self._model.run(self._batch, capture=list(sites))
+
+    def axis_size(self, axis: str) -> int | None:
+        return self._model.sizes.get(axis)
+
+    def reference_norm(self, name: object) -> float:
+        return self._model.reference_norm(name)  # pyright: ignore[reportArgumentType]
+
+    def token(self, word: str) -> int:
+        return self._model.token(word)
+
+    @property
+    def is_undone_by_post_norm(self) -> bool:
+        parts = self._model.binding.anatomy.parts
+        added, returned = parts.get("attn_out"), parts.get("attn_raw")
+        return added is not None and returned is not None and added.module != returned.module
+
+
+def writable_sites(model: "mechscope.models.model.Model", at: str) -> list[Site]:
+    """The sites that an intervention writes; derived points are refused with what to write instead."""
+    sites = model.binding.select(at)
+    derived = [site for site in sites if not site.row.is_writable]
+    if derived and len(derived) == len(sites):
+        row = derived[0].row
+        raise PointUnavailable(
+            f'"{row.name}" can be read but not written.',
+            got=str(derived[0]),
+            because="it is computed from other tensors when it is read; the model forms no such tensor",
+            instead=", ".join(
+                f"{name}.{derived[0].layer}" if derived[0].layer is not None else name for name in row.nearest
+            ),
+        )
+    return [site for site in sites if site.row.is_writable]
+
+
+class _Relocated:
+    """A write with another selection; everything else is the original's."""
+
+    def __init__(self, write: Write, where: Where) -> None:
+        self._write = write
+        self.at = write.at
+        self.where = where
+        self.prepare = write.prepare
+        self.apply = write.apply
+
+
+def with_token_ids(write: Write, model: "mechscope.models.model.Model") -> Write:
+    """The write with words in its selection replaced by token ids."""
+    positions = write.where.positions
+    if not isinstance(positions, Matching) or all(isinstance(token, int) for token in positions.tokens):
+        return write
+    forms = [
+        (token,) if isinstance(token, int) else model.reader.token_forms(token) for token in positions.tokens
+    ]
+    ids = tuple(index for form in forms for index in form)
+    return _Relocated(write, replace(write.where, positions=Matching(ids)))

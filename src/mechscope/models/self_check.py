@@ -1,0 +1,325 @@
+"""The self-check: six things that must hold on a probe before a model counts as open.
+
+1 forward   logits (and patterns, where the model returns them) equal the untouched model's
+2 identities residual in + attention + MLP = residual out; pattern x values = z; z through W_O = attention;
+            final norm and head = logits
+3 causality changing the last token leaves earlier logits as they were
+4 padding   a left-padded row equals the row alone
+5 calls     our attention function is called once per layer, padded and unpadded
+6 writes    writing a point's own value changes nothing, another value changes the logits
+
+The identities alone hold to the last bit when the causal mask is missing, so 1, 3 and 5 are not extras.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mechscope.models.attention import attend
+from mechscope.models.experts import weigh_experts
+from mechscope.models.frame import Frame
+from mechscope.models.inputs import TokenBatch, batch_of
+from mechscope.models.lock import held
+from mechscope.models.resources import head_of
+from mechscope.models.running import Kept, Order, call_model, forward
+from mechscope.models.session import Plan, session
+from mechscope.vocabulary.errors import SelfCheckFailed
+from mechscope.vocabulary.sites import Site
+
+if TYPE_CHECKING:
+    import mechscope.models.model
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
+"""Largest difference allowed, as a fraction of the compared tensor's range. The double-precision figure is set by
+families that compute their softmax in single precision whatever the model's dtype."""
+
+_LONG, _SHORT = 9, 6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the self-check.
+
+    Args:
+        part: One of the six parts.
+        what: What was compared, with its layer.
+        difference: Largest absolute difference over the compared tensor's range.
+        holds: Whether it passed.
+        note: Why not, in words.
+    """
+
+    part: str
+    what: str
+    difference: float
+    holds: bool
+    note: str = ""
+
+
+def check_model(model: "mechscope.models.model.Model") -> list[Finding]:
+    """Run the six parts; nothing is raised. Cost: about forty passes over a dozen tokens."""
+    probe = _Probe(model)
+    parts = (_forward, _identities, _causality, _padding, _calls, _writes)
+    with held(model.hf), torch.no_grad():
+        return [finding for part in parts for finding in part(probe)]
+
+
+def refuse_if_failed(findings: Sequence[Finding], model: "mechscope.models.model.Model") -> None:
+    """Refuse the model if any part failed, with family, part and difference.
+
+    Raises:
+        SelfCheckFailed
+    """
+    failed = [finding for finding in findings if not finding.holds]
+    if not failed:
+        return
+    worst = failed[0]
+    raise SelfCheckFailed(
+        f'{model.identity.name} ({model.binding.anatomy.family}) fails its self-check in "{worst.part}".',
+        got="; ".join(
+            f"{f.what}: {f.note or f'difference {f.difference:.2g} of the range'}" for f in failed[:4]
+        ),
+        because=f"the tolerance for {str(model.dtype).removeprefix('torch.')} is {TOLERANCE[model.dtype]:g}, "
+        "and a result from this model could be silently wrong",
+        instead="mechscope doctor MODEL shows all six parts; ms.load(..., check=False) opens it at your own risk",
+    )
+
+
+class _Probe:
+    """Random tokens of two lengths, and the passes that several parts share."""
+
+    def __init__(self, model: "mechscope.models.model.Model") -> None:
+        self.model = model
+        self.binding = model.binding
+        self.tolerance = TOLERANCE[model.dtype]
+        generator = torch.Generator().manual_seed(0)
+        length = min(_LONG, model.n_context)
+        rows = torch.randint(0, model.d_vocab, (2, length), generator=generator).tolist()
+        self.long = batch_of(rows, pad_id=model.reader.pad_id)
+        self.padded = batch_of([rows[0], rows[1][: min(_SHORT, length - 1) or 1]], pad_id=model.reader.pad_id)
+
+    def plain(self, batch: TokenBatch) -> Tensor:
+        """Logits of the untouched model under its own attention."""
+        return call_model(self.binding, Frame.of(batch)).logits
+
+    def plain_rows(self, batch: TokenBatch) -> Tensor:
+        """As `plain`, row by row where the untouched model's padded forward is not finite.
+
+        In double precision the library's additive mask overflows single-precision softmaxes to -inf.
+        """
+        logits = self.plain(batch)
+        if bool(torch.isfinite(logits[batch.mask.bool()]).all()):
+            return logits
+        rows = [self.plain(batch.select([row]))[0] for row in range(len(batch))]
+        return torch.stack([F.pad(row, (0, 0, batch.shape[1] - len(row), 0)) for row in rows])
+
+    def ours(self, batch: TokenBatch, **order: object) -> Kept:
+        """A pass under our attention function, everything formed kept."""
+        wanted = order.pop("capture", tuple(self.binding.formed))
+        return forward(self.binding, Frame.of(batch), Order(capture=wanted, keeps_calls=True, **order))  # pyright: ignore
+
+    def compare(self, part: str, what: str, got: Tensor, wanted: Tensor) -> Finding:
+        """A finding from two tensors that should be equal."""
+        difference = relative_difference(got, wanted)
+        return Finding(part, what, difference, difference <= self.tolerance)
+
+
+def relative_difference(got: Tensor, wanted: Tensor) -> float:
+    """Largest absolute difference over the wanted tensor's range; infinite if either is not finite."""
+    got, wanted = got.double().cpu(), wanted.double().cpu()
+    if not bool(torch.isfinite(got).all() and torch.isfinite(wanted).all()):
+        return float("inf")
+    span = float(wanted.max() - wanted.min()) or 1.0
+    return float((got - wanted).abs().max()) / span
+
+
+def _forward(probe: _Probe) -> list[Finding]:
+    found = []
+    for name, batch in (("unpadded", probe.long), ("padded", probe.padded)):
+        real = batch.mask.bool()
+        kept = probe.ours(batch)
+        assert kept.logits is not None
+        found.append(
+            probe.compare("forward", f"logits, {name}", kept.logits[real], probe.plain_rows(batch)[real])
+        )
+    if probe.binding.anatomy.attention.has_interface:
+        found += _patterns(probe)
+    return found
+
+
+def _patterns(probe: _Probe) -> list[Finding]:
+    wanted = _own_patterns(probe)
+    kept = probe.ours(probe.long)
+    if not wanted:
+        return []
+    missing = [i for i in range(len(wanted)) if Site("pattern", i) not in kept.tensors]
+    if missing:
+        note = "no pattern was formed, since our attention function was not called"
+        return [Finding("forward", f"pattern, layer {missing[0]}", float("inf"), False, note)]
+    pairs = [(kept.tensors[Site("pattern", i)], w) for i, w in enumerate(wanted)]
+    differences = [relative_difference(got, own) for got, own in pairs]
+    worst = max(range(len(pairs)), key=differences.__getitem__)
+    holds = differences[worst] <= max(probe.tolerance, 1e-6)
+    return [Finding("forward", f"pattern, layer {worst}", differences[worst], holds)]
+
+
+def _own_patterns(probe: _Probe) -> list[Tensor]:
+    """The model's own attention patterns under its eager attention; empty where it returns none."""
+    configs = {id(m.config): m.config for m in probe.binding.attentions}  # pyright: ignore
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = "eager"
+        output = call_model(probe.binding, Frame.of(probe.long), output_attentions=True)
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+    maps = output.attentions
+    return [] if maps is None or any(m is None for m in maps) else list(maps)
+
+
+def _identities(probe: _Probe) -> list[Finding]:
+    kept = probe.ours(probe.padded)
+    real = probe.padded.mask.bool()
+    found: list[Finding] = []
+    for layer in range(probe.binding.n_layers):
+        for what, got, wanted in _layer_identities(probe, kept, layer):
+            found.append(probe.compare("identities", f"{what}, layer {layer}", got[real], wanted[real]))
+    last = kept.tensors[Site("resid_post", probe.binding.n_layers - 1)]
+    assert kept.logits is not None
+    found.append(
+        probe.compare(
+            "identities", "norm and head = logits", head_of(probe.binding)(last)[real], kept.logits[real]
+        )
+    )
+    return found
+
+
+def _layer_identities(probe: _Probe, kept: Kept, layer: int) -> list[tuple[str, Tensor, Tensor]]:
+    def at(point: str) -> Tensor | None:
+        return kept.tensors.get(Site(point, layer))
+
+    pre, post, attn, mlp = at("resid_pre"), at("resid_post"), at("attn_out"), at("mlp_out")
+    pairs: list[tuple[str, Tensor, Tensor]] = []
+    if pre is not None and post is not None and attn is not None:
+        summed = pre + attn if mlp is None else pre + attn + mlp
+        pairs.append(("residual + attention + MLP", summed, post))
+    if pre is not None and attn is not None and (mid := at("resid_mid")) is not None:
+        pairs.append(("residual + attention = resid_mid", pre + attn, mid))
+    pattern, values, z, raw = at("pattern"), at("v"), at("z"), at("attn_raw")
+    if pattern is not None and values is not None and z is not None:
+        groups = pattern.shape[1] // values.shape[2]
+        spread = values.repeat_interleave(groups, dim=2)
+        pairs.append(("pattern x values = z", torch.einsum("bhqk,bkhd->bqhd", pattern, spread), z))
+    if z is not None and raw is not None:
+        weights = probe.model.weights
+        out = torch.einsum("bphd,hdm->bpm", z, weights["W_O", layer])
+        pairs.append(
+            (
+                "z through W_O = attention",
+                out + weights["b_O", layer] if weights.has("b_O", layer) else out,
+                raw,
+            )
+        )
+    return pairs + _expert_identities(probe, kept, layer)
+
+
+def _expert_identities(probe: _Probe, kept: Kept, layer: int) -> list[tuple[str, Tensor, Tensor]]:
+    spec = probe.binding.anatomy.experts
+    if spec is None or layer not in probe.binding.experts:
+        return []
+    points = ("router_logits", "expert_choice", "expert_weight", "expert_out", "mlp_raw")
+    logits, choice, weights, outputs, raw = (kept.tensors[Site(point, layer)] for point in points)
+    best = logits.topk(spec.n_chosen, dim=-1).values
+    return [
+        ("chosen experts = best logits", logits.gather(-1, choice), best),
+        ("rule of the weights", weigh_experts(logits, choice, spec), weights),
+        ("sum of expert outputs = MLP", outputs.sum(dim=-2), raw),
+    ]
+
+
+def _causality(probe: _Probe) -> list[Finding]:
+    if not probe.binding.anatomy.is_causal or probe.long.shape[1] < 2:
+        return []
+    ids = probe.long.ids.clone()
+    ids[:, -1] = (ids[:, -1] + 1) % probe.model.d_vocab
+    changed = TokenBatch(ids, probe.long.n_pad)
+    before, after = probe.ours(probe.long).logits, probe.ours(changed).logits
+    assert before is not None and after is not None
+    return [
+        probe.compare("causality", "earlier logits after another last token", after[:, :-1], before[:, :-1])
+    ]
+
+
+def _padding(probe: _Probe) -> list[Finding]:
+    short = probe.padded.select([1])
+    together, alone = probe.ours(probe.padded).logits, probe.ours(short).logits
+    assert together is not None and alone is not None
+    return [probe.compare("padding", "left-padded row = row alone", together[1, -short.shape[1] :], alone[0])]
+
+
+def _calls(probe: _Probe) -> list[Finding]:
+    if not probe.binding.anatomy.attention.has_interface:
+        return []
+    found = []
+    for name, batch in (("unpadded", probe.long), ("padded", probe.padded)):
+        counts = count_attention_calls(probe.model, batch)
+        holds = counts == [1] * probe.binding.n_layers
+        note = "" if holds else f"attention function called {counts} times per layer"
+        found.append(Finding("calls", f"once per layer, {name}", 0.0 if holds else 1.0, holds, note))
+    return found
+
+
+def count_attention_calls(model: "mechscope.models.model.Model", batch: TokenBatch) -> list[int]:
+    """How often our attention function is called in each layer during one pass."""
+    binding = model.binding
+    counts = [0] * binding.n_layers
+
+    def desk(layer: int, taps: object) -> Callable[..., object]:
+        def count(call: object) -> object:
+            counts[layer] += 1
+            return attend(call, binding.anatomy.attention, {})  # pyright: ignore
+
+        return count
+
+    with session(binding, Plan(desk=desk)):  # pyright: ignore
+        call_model(binding, Frame.of(batch))
+    return counts
+
+
+def _writes(probe: _Probe) -> list[Finding]:
+    binding = probe.binding
+    sites = [site for site in binding.formed if site.row.is_writable]
+    base = probe.ours(probe.long, capture=()).logits
+    own = probe.ours(probe.long, capture=(), writers=dict.fromkeys(sites, torch.clone)).logits
+    assert base is not None and own is not None
+    found = [probe.compare("writes", "own values written back everywhere", own, base)]
+    points = sorted({site.point for site in sites})
+    for index, point in enumerate(points):
+        at = [site for site in sites if site.point == point]
+        site = at[index % len(at)]
+        written = probe.ours(probe.long, capture=(), writers={site: _disturb(site, probe)}).logits
+        assert written is not None
+        changed = not torch.equal(written, base)
+        note = "" if changed else "writing another value leaves every logit as it was"
+        found.append(
+            Finding("writes", f"another value at {site}", relative_difference(written, base), changed, note)
+        )
+    return found
+
+
+def _disturb(site: Site, probe: _Probe) -> Callable[[Tensor], Tensor]:
+    """A writer of a value that is not proportional to the old one: norms undo a uniform scaling."""
+
+    def write(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return (value + 1) % probe.model.sizes.get("expert", int(value.max()) + 2)
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(value.shape, generator=generator).to(value)
+        finite = value[torch.isfinite(value)]
+        return value + noise * (finite.float().std() + 0.1).to(value)
+
+    return write

@@ -1,0 +1,278 @@
+"""patch_grid: one activation patch a cell, over layers and positions, heads or neurons, as one plan of the engine.
+
+Owns: which experiments a grid is made of. Refuses patterns that name several points, points that cannot be
+written, and pairs that do not line up.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from mechscope.engine.execute import Progress, run_experiments
+from mechscope.engine.experiment import Experiment
+from mechscope.figures.labelled import Label, LabelledArray
+from mechscope.interventions.metrics import Metric, UserMetric
+from mechscope.interventions.replace import Patch, patch
+from mechscope.models.inputs import TokenBatch
+from mechscope.models.model import Model
+from mechscope.patching.donors import Source, bytes_per_row, run_source
+from mechscope.patching.grid_result import PatchGrid, per_pair_metric
+from mechscope.patching.pairs import Pairs, hash_of_prompts, refuse_unless_pairs
+from mechscope.patching.places import ALL, Places, each_position, places_of
+from mechscope.records.canonical import to_plain
+from mechscope.vocabulary.errors import (
+    AmbiguousSite,
+    InterventionMismatch,
+    PointUnavailable,
+    PositionOutOfRange,
+)
+from mechscope.vocabulary.points import POINTS
+from mechscope.vocabulary.sites import Site
+
+DONOR_BYTES = 2**30
+"""Values of donors held at once; more pairs than fit are patched in several plans."""
+
+Direction = Literal["denoising", "noising"]
+_HEAD_AXES = ("head", "kv_head")
+_UNIT_AXES = ("d_mlp", "expert")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The axes of a grid.
+
+    Args:
+        sites: One a layer.
+        component: "head", "kv_head" or "unit"; "" where whole vectors are patched.
+        indices: Heads or units; (None,) where whole vectors are patched.
+        places: Positions.
+    """
+
+    sites: tuple[Site, ...]
+    component: str
+    indices: tuple[int | None, ...]
+    places: Places
+
+    @property
+    def coords(self) -> dict[str, Sequence[Label]]:
+        """Coordinates by axis, in the order of the grid."""
+        coords: dict[str, Sequence[Label]] = {"layer": [site.layer or 0 for site in self.sites]}
+        if self.component:
+            coords[self.component] = [index or 0 for index in self.indices]
+        if self.places.labels:
+            coords["pos"] = self.places.labels
+        return coords
+
+
+def patch_grid(
+    model: Model,
+    pairs: Pairs,
+    *,
+    site: str = "resid_pre",
+    direction: Direction = "denoising",
+    positions: Any = None,
+    units: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> PatchGrid:
+    """Replace one activation a cell by its value in the other run of each pair; measure the metric.
+
+    Patching a run with its own values changes nothing, and a cell where the two runs agree is exactly the patched
+    run's metric.
+
+    Args:
+        model: An open model.
+        pairs: A behavior, one of its splits, or anything with `clean`, `corrupt` and `metric`. Of a behavior, the
+            train split: a grid is a search.
+        site: A point ("resid_pre", "attn_out", "mlp_out": layer x position; "z", "q", "k", "v", "pattern": layer x
+            head, key/value heads for k and v; "mlp_post": layer x unit), or a point at some layers ("z.9",
+            "mlp_post.2-3").
+        direction: "denoising" puts clean values into the corrupt run (is it enough?); "noising" puts corrupt values
+            into the clean run (is it needed?).
+        positions: "each": one column a position. "from-end": the same, counted from the end, over the shortest
+            prompt's length. "all": all at once. A mapping from names to positions: one column a name. Anything else
+            selects positions patched together. None is "all" for heads and units; for whole vectors "each", or
+            "from-end" where prompts differ in length. For "pattern" these are the positions that attend.
+        units: For neurons: which of them; None is every one.
+        progress: Told rows done and rows in all.
+
+    Returns:
+        `values` [layer, ...] in the metric's own unit, `recovered` (0 corrupt, 1 clean), `effects`, `per_pair`.
+
+    Raises:
+        BadPairs, PairLengthMismatch, ShapeError: prompts that cannot be patched token by token.
+        AmbiguousSite, PointUnavailable: a site that is several points, or that cannot be written.
+
+    Cost: one experiment a cell and pair, less what the pair shares; one run of the donor prompts. The fingerprint
+        of the weights is taken once for each open model.
+    Caveat: shows where the difference between the two prompts is *carried*, for these pairs; neighbouring layers
+        of the residual stream carry the same thing. docs/methods/activation_patching.md.
+    """
+    refuse_unless_pairs(pairs)
+    if direction not in ("denoising", "noising"):
+        raise InterventionMismatch(
+            f'"{direction}" is no direction.', got=direction, instead="denoising, or noising"
+        )
+    clean, corrupt, metric = pairs.clean, pairs.corrupt, pairs.metric
+    layout = lay_out(model, site, batches=(clean, corrupt), positions=positions, units=units)
+    recipient, source = (corrupt, clean) if direction == "denoising" else (clean, corrupt)
+    tables = [
+        _measure_block(model, (recipient, source), metric, layout, rows=rows, progress=progress)
+        for rows in _blocks(model, layout, recipient)
+    ]
+    table = np.concatenate(tables, axis=1)
+    settings = {
+        "site": site,
+        "direction": direction,
+        "positions": layout.places.described,
+        "metric": metric_facts(metric),
+        "n_pairs": len(clean),
+    }
+    return _result(model, layout, table, metric, settings, data_sha256=hash_of_prompts(clean, corrupt))
+
+
+def lay_out(
+    model: Model,
+    site: str,
+    *,
+    batches: tuple[TokenBatch, TokenBatch],
+    positions: Any,
+    units: Sequence[int] | None,
+) -> Layout:
+    """The axes that a site and a choice of positions give."""
+    sites = sites_of(model, site)
+    row = sites[0].row
+    head_axis = next((axis for axis in _HEAD_AXES if axis in row.axes), "")
+    component = head_axis or ("unit" if row.axes[-1] in _UNIT_AXES else "")
+    if units is not None and component != "unit":
+        raise InterventionMismatch(
+            f"{sites[0]} has no units to choose from.",
+            got=f"units={list(units)[:5]}",
+            instead='site="mlp_post"',
+        )
+    indices: tuple[int | None, ...] = (None,)
+    if component:
+        size = model.sizes[head_axis or row.axes[-1]]
+        indices = tuple(range(size)) if units is None else tuple(units)
+        outside = [index for index in indices if index is not None and not 0 <= index < size]
+        if outside or not indices:
+            raise PositionOutOfRange(
+                f"{sites[0]} has no such units.", got=str(outside[:5]), because=f"there are {size} of them"
+            )
+    default = ALL if component else each_position(batches)
+    places = places_of(default if positions is None else positions, model, *batches)
+    return Layout(sites=sites, component=component, indices=indices, places=places)
+
+
+def sites_of(model: Model, name: str) -> tuple[Site, ...]:
+    """The sites of one writable point that a point, a site or a pattern names, by layer."""
+    text = str(name)
+    is_point = text in POINTS and POINTS[text].basis == "layer"
+    sites = [s for s in model.binding.select(f"{text}.*" if is_point else text) if s.layer is not None]
+    points = sorted({s.point for s in sites})
+    if len(points) != 1:
+        raise AmbiguousSite(
+            "A grid has one point a layer.",
+            got=f"{text}: {', '.join(points) or 'a point outside the layers'}",
+            because="its rows are layers",
+            instead='a point such as "resid_pre", or some of its layers: "z.2-5"',
+        )
+    if not (sites[0].row.is_writable and sites[0].row.is_formed):
+        raise PointUnavailable(
+            f'"{points[0]}" cannot be patched.',
+            got=text,
+            because="it is computed from other tensors when it is read",
+            instead=", ".join(sites[0].row.nearest),
+        )
+    return tuple(sites)
+
+
+def metric_facts(metric: Metric) -> dict[str, Any]:
+    """The metric as JSON; of a user's function only that there was one."""
+    if isinstance(metric, UserMetric):
+        return {"kind": metric.kind, "saved": False}
+    return {name: to_plain(value) for name, value in metric.to_json().items()}
+
+
+def _blocks(model: Model, layout: Layout, recipient: TokenBatch) -> list[torch.Tensor]:
+    """Rows of the pairs, cut so that a block's donor values fit into `DONOR_BYTES`."""
+    per_row = bytes_per_row(model, layout.sites, recipient.shape[1])
+    return list(torch.arange(len(recipient)).split(max(1, DONOR_BYTES // max(1, per_row))))
+
+
+def _measure_block(
+    model: Model,
+    prompts: tuple[TokenBatch, TokenBatch],
+    metric: Metric,
+    layout: Layout,
+    *,
+    rows: torch.Tensor,
+    progress: Progress | None,
+) -> np.ndarray:
+    """Metrics [recipient, source, *cells; pair] of some pairs: one plan."""
+    recipient, source = prompts
+    places = layout.places
+    if len(rows) < len(recipient):
+        recipient, source = recipient.select(rows), source.select(rows)
+        metric, places = metric.select(rows.tolist()), places.select(rows.tolist())
+    given = run_source(model, source, sites=layout.sites, metric=metric)
+    experiments = [Experiment(inputs=recipient, metric=metric, name="as it is")]
+    for write in _writes(layout, places, given):
+        experiments.append(Experiment(inputs=recipient, writes=(write,), metric=metric, name=write.at))
+    found = run_experiments(model, experiments, progress=progress).table()
+    return torch.cat([found[:1], given.measured[None], found[1:]]).numpy()
+
+
+def _writes(layout: Layout, places: Places, given: Source) -> list[Patch]:
+    """One patch a cell, in the order of the grid."""
+    name = "units" if layout.component == "unit" else "heads"
+    return [
+        patch(
+            site,
+            given.donors[site],
+            positions=selection,
+            **({} if index is None else {name: [index]}),  # pyright: ignore[reportArgumentType]
+        )
+        for site, index, selection in product(layout.sites, layout.indices, places.selections)
+    ]
+
+
+def _result(
+    model: Model,
+    layout: Layout,
+    table: np.ndarray,
+    metric: Metric,
+    settings: dict[str, Any],
+    *,
+    data_sha256: str,
+) -> PatchGrid:
+    is_denoising = settings["direction"] == "denoising"
+    clean, corrupt = (table[1], table[0]) if is_denoising else (table[0], table[1])
+    coords = layout.coords
+    n_pairs = table.shape[1]
+    conventions = {
+        "direction": settings["direction"],
+        "metric": metric.kind,
+        "positions": settings["positions"],
+        "pairs": n_pairs,
+    }
+    per_pair = LabelledArray(
+        table[2:].reshape(*(len(labels) for labels in coords.values()), n_pairs),
+        (*coords, "pair"),
+        coords=coords,
+        texts={"pos": layout.places.texts} if layout.places.texts else {},
+        unit=metric.unit,
+        title=f"{settings['site']}: metric under the patch, pair by pair",
+        conventions=conventions,
+    )
+    return PatchGrid(
+        per_pair=per_pair,
+        clean=per_pair_metric(clean, metric.unit, "clean"),
+        corrupt=per_pair_metric(corrupt, metric.unit, "corrupt"),
+        settings=settings,
+        model=model.fingerprint,
+        data_sha256=data_sha256,
+    )

@@ -1,0 +1,1 @@
+"""Floor 1: the saved form of results: atomic files, canonical JSON, fingerprints, records, seeds."""

@@ -1,0 +1,141 @@
+"""Where: at which positions, heads, units, rows and phase something is done. Plain data, no tensors.
+
+Positions count the real tokens of each row: padding is not counted, and -1 is each row's last real token.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mechscope.vocabulary.errors import InterventionMismatch
+
+Phase = Literal["prompt", "generated", "both"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of positions, `start` included, `stop` excluded; negative values count from the row's end."""
+
+    start: int | None = None
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class PerRow:
+    """Own positions for each row of the batch."""
+
+    positions: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The positions whose token is one of `tokens` (ids, or words that are single tokens)."""
+
+    tokens: tuple[int | str, ...]
+
+
+Positions = tuple[int, ...] | Span | PerRow | Matching
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """A selection inside a site; None means all of that axis.
+
+    Args:
+        positions: Indices, a `Span`, `PerRow` or `Matching`. For attention maps: the query positions.
+        heads: Heads as the point counts them (key/value heads for `k` and `v`).
+        units: Indices on the last axis (neurons, residual coordinates, vocabulary columns, key positions).
+        rows: Rows of the batch.
+        phase: While generating: the prompt, the generated tokens, or both.
+    """
+
+    positions: Positions | None = None
+    heads: tuple[int, ...] | None = None
+    units: tuple[int, ...] | None = None
+    rows: tuple[int, ...] | None = None
+    phase: Phase = field(default="both")
+
+    @classmethod
+    def of(
+        cls,
+        positions: object = None,
+        *,
+        heads: object = None,
+        units: object = None,
+        rows: object = None,
+        phase: Phase = "both",
+    ) -> "Where":
+        """A selection from the forms that people write: ints, lists, slices, nested lists, words."""
+        return cls(
+            positions=_positions(positions),
+            heads=_ints(heads),
+            units=_ints(units),
+            rows=_ints(rows),
+            phase=phase,
+        )
+
+    @property
+    def is_everywhere(self) -> bool:
+        """True if nothing is left out."""
+        return self == Where()
+
+    def to_json(self) -> dict[str, object]:
+        """JSON form; `from_json` is its inverse."""
+        out: dict[str, object] = {}
+        match self.positions:
+            case None:
+                pass
+            case Span(start, stop):
+                out["positions"] = {"span": [start, stop]}
+            case PerRow(rows):
+                out["positions"] = {"per_row": [list(row) for row in rows]}
+            case Matching(tokens):
+                out["positions"] = {"matching": list(tokens)}
+            case indices:
+                out["positions"] = list(indices)
+        for name in ("heads", "units", "rows"):
+            if (value := getattr(self, name)) is not None:
+                out[name] = list(value)
+        if self.phase != "both":
+            out["phase"] = self.phase
+        return out
+
+    @classmethod
+    def from_json(cls, saved: dict[str, object]) -> "Where":
+        """Rebuild a selection from `to_json`."""
+        positions = saved.get("positions")
+        if isinstance(positions, dict):
+            ((kind, value),) = positions.items()
+            positions = {
+                "span": lambda v: Span(*v),
+                "per_row": lambda v: PerRow(tuple(tuple(row) for row in v)),
+                "matching": lambda v: Matching(tuple(v)),
+            }[kind](value)
+        return cls.of(positions, **{key: value for key, value in saved.items() if key != "positions"})  # pyright: ignore
+
+
+def _ints(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | list | tuple | range):
+        raise InterventionMismatch(
+            "A selection must be an index or a list of indices.",
+            got=repr(value),
+            instead="an int, a list of ints, or None for all",
+        )
+    return (value,) if isinstance(value, int) else tuple(int(index) for index in value)
+
+
+def _positions(value: object) -> Positions | None:
+    match value:
+        case None | Span() | PerRow() | Matching():
+            return value
+        case slice(start=start, stop=stop, step=None | 1):
+            return Span(start, stop)
+        case str():
+            return Matching((value,))
+        case [str(), *_]:
+            return Matching(tuple(value))
+        case [list() | tuple(), *_]:
+            return PerRow(tuple(tuple(int(index) for index in row) for row in value))
+        case _:
+            return _ints(value)

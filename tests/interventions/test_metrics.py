@@ -1,0 +1,132 @@
+"""Metrics against arithmetic done by hand."""
+
+import json
+from math import exp, log
+
+import pytest
+import torch
+
+from mechscope.engine.naive import measure_logits
+from mechscope.interventions.intervention import Value
+from mechscope.interventions.metrics import (
+    KL,
+    METRICS,
+    Accuracy,
+    LogitDifference,
+    LogProbability,
+    Metric,
+    ProbabilityDifference,
+    Rank,
+    UserMetric,
+    answer_sets,
+    metric_from_json,
+)
+from mechscope.vocabulary.errors import BadFile, NotSerializable, ShapeError
+from small_models import model_of, prompts
+
+LOGITS = torch.tensor([[1.0, 3.0, 0.0, 2.0], [0.5, -1.0, 2.5, 2.0]], dtype=torch.float64)
+ANSWERS = ((1,), (2, 3))
+WRONG = ((0, 2), (1,))
+WHOLE = [exp(1.0) + exp(3.0) + 1.0 + exp(2.0), exp(0.5) + exp(-1.0) + exp(2.5) + exp(2.0)]
+BY_HAND: dict[type[Metric], list[float]] = {
+    LogitDifference: [3.0 - 0.5, 2.25 + 1.0],
+    LogProbability: [3.0 - log(WHOLE[0]), log(exp(2.5) + exp(2.0)) - log(WHOLE[1])],
+    ProbabilityDifference: [
+        (exp(3.0) - exp(1.0) - 1.0) / WHOLE[0],
+        (exp(2.5) + exp(2.0) - exp(-1.0)) / WHOLE[1],
+    ],
+    Rank: [0.0, 0.0],
+    Accuracy: [1.0, 1.0],
+}
+
+
+def measured(metric: Metric, logits: torch.Tensor = LOGITS) -> list[float]:
+    """A metric of one position's logits [rows, d_vocab], with only the columns that it reads."""
+    columns = metric.reading().columns
+    return metric.measure((logits if columns is None else logits.gather(1, columns))[:, None]).tolist()
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_a_metric_equals_arithmetic_by_hand(kind: type[Metric]) -> None:
+    assert measured(kind(answers=ANSWERS, wrong=WRONG)) == pytest.approx(BY_HAND[kind])  # type: ignore
+
+
+def test_rank_and_accuracy_see_what_ranks_higher() -> None:
+    assert measured(Rank(answers=((0,), (1, 0)))) == [2.0, 2.0]
+    assert measured(Accuracy(answers=((0,), (2,)))) == [0.0, 1.0]
+    assert measured(Accuracy(answers=((0,), (3,)), wrong=((2,), (2,)))) == [1.0, 0.0]
+
+
+def test_without_foils_the_logit_difference_is_the_mean_logit() -> None:
+    assert measured(LogitDifference(answers=ANSWERS)) == pytest.approx([3.0, 2.25])
+
+
+def test_kl_is_zero_at_the_reference_and_by_hand_elsewhere() -> None:
+    reference = torch.tensor([[0.0, 0.0, 0.0, 0.0], [0.5, -1.0, 2.5, 2.0]], dtype=torch.float64)
+    by_hand = sum(0.25 * (log(0.25) - float(x) + log(WHOLE[0])) for x in LOGITS[0])
+    assert measured(KL(reference=Value(reference))) == pytest.approx([by_hand, 0.0])
+
+
+def test_a_rank_beyond_half_precisions_integers_is_exact() -> None:
+    logits = torch.arange(3000.0)[None].bfloat16()
+    assert measured(Rank(answers=((0,),)), logits) == [float((logits > logits[0, 0]).sum())]
+
+
+def test_columns_read_equal_full_logits() -> None:
+    model, batch = model_of(), prompts()
+    logits = model.logits(batch)
+    metric = LogitDifference(answers=((3,), (4, 5)), wrong=((6, 7), (8,)), position=-2)
+    wanted = [
+        logits[0, -2, 3] - logits[0, -2, [6, 7]].mean(),
+        logits[1, -2, [4, 5]].mean() - logits[1, -2, 8],
+    ]
+    assert torch.allclose(measure_logits(metric, batch, logits), torch.stack(wanted))
+    first = LogProbability(answers=((3,), (4,)), position=0)
+    wanted = [logits[0, 0].log_softmax(-1)[3], logits[1, 3].log_softmax(-1)[4]]
+    assert torch.allclose(measure_logits(first, batch, logits), torch.stack(wanted)), (
+        "position 0 is after padding"
+    )
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_metrics_of_answers_survive_json_and_select_rows(kind: str) -> None:
+    metric = METRICS[kind](answers=ANSWERS, wrong=WRONG, position=-2)
+    again = metric_from_json(json.loads(json.dumps(metric.to_json())))
+    assert again == metric and hash(again) == hash(metric)
+    row = metric.select([1])
+    assert row.n_rows == 1
+    assert measured(row, LOGITS[1:]) == pytest.approx(measured(metric)[1:])
+    assert metric_from_json(METRICS[kind](answers=ANSWERS).to_json()) != metric
+
+
+def test_kl_selects_its_reference_rows() -> None:
+    metric = KL(reference=Value(LOGITS.flip(0)))
+    assert measured(metric.select([1]), LOGITS[1:]) == pytest.approx(measured(metric)[1:])
+    with pytest.raises(BadFile, match="not a metric of answers"):
+        metric_from_json(metric.to_json())
+
+
+def test_a_users_function_reads_its_positions_and_cannot_be_saved() -> None:
+    metric = UserMetric(function=lambda logits: logits[:, 0, 1] - logits[:, 1, 1], positions=(-1, 0))
+    logits = model_of().logits(prompts())
+    wanted = torch.stack([logits[0, -1, 1] - logits[0, 0, 1], logits[1, -1, 1] - logits[1, 3, 1]])
+    assert torch.allclose(measure_logits(metric, prompts(), logits), wanted)
+    with pytest.raises(NotSerializable):
+        metric.to_json()
+    with pytest.raises(ShapeError, match="one number a row"):
+        measured(UserMetric(function=lambda logits: logits.sum()))
+
+
+def test_answers_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ShapeError, match="answer for every row"):
+        LogitDifference(answers=((), (1,)))
+    with pytest.raises(ShapeError, match="answer for every row"):
+        LogitDifference(answers=((2,), (1,)), wrong=((3,),))
+    for metric in (LogitDifference(answers=((1,),)), Rank(answers=((1,),)), KL(reference=Value(LOGITS[:1]))):
+        with pytest.raises(ShapeError, match="another number of rows"):
+            metric.measure(LOGITS[:, None])
+
+
+def test_answer_sets_take_ids_and_sets() -> None:
+    assert answer_sets([3, 5]) == ((3,), (5,))
+    assert answer_sets([[3, 4], [5]]) == ((3, 4), (5,))

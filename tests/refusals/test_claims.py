@@ -1,0 +1,51 @@
+"""What claims refuse in their own words, where the shape checker would have spoken first."""
+
+import numpy as np
+import pytest
+
+from mechscope.claims.claim import Claim
+from mechscope.claims.predictions import lowers, recorded
+from mechscope.claims.subspaces import random_subspaces
+from mechscope.claims.units import as_units
+from mechscope.vocabulary.errors import BadClaim, ShapeError
+
+
+class Named:
+    """A behaviour and a mechanism by name only."""
+
+    name = "toy"
+
+    def recipe(self) -> dict[str, int]:
+        return {"n": 1}
+
+    def to_json(self) -> dict[str, str]:
+        return {"kind": "toy"}
+
+
+def test_something_that_is_no_behaviour_is_refused():
+    with pytest.raises(BadClaim, match="without a name and a recipe"):
+        recorded("ioi")
+    with pytest.raises(BadClaim, match="without a name and a recipe"):
+        Claim("It does", behavior="ioi", mechanism=Named(), predictions=[lowers(1)], controls="f")
+
+
+def test_something_that_is_no_mechanism_is_refused():
+    with pytest.raises(BadClaim) as refusal:
+        Claim("It does", behavior=Named(), mechanism=[1, 2], predictions=[lowers(1)], controls="f")
+    assert "a list has no name and to_json" in refusal.value.because
+
+
+def test_a_bound_that_is_no_number_is_refused():
+    with pytest.raises(BadClaim, match="can't be tested"):
+        lowers(True)
+
+
+def test_a_covariance_of_another_width_is_refused_with_both_widths():
+    with pytest.raises(ShapeError, match="another width") as refusal:
+        random_subspaces(np.eye(1, 8), np.eye(9), n_draws=1, seed=0)
+    assert "(9, 9)" in refusal.value.got and "(8, 8)" in refusal.value.instead
+
+
+def test_units_with_more_than_one_label_per_prompt_are_refused():
+    with pytest.raises(ShapeError, match="one label per prompt"):
+        as_units(np.zeros((2, 3), dtype=np.int64))

@@ -1,0 +1,88 @@
+"""What the core refuses, in four lines, before anything runs. Without shape checks, as users meet it."""
+
+import pytest
+import torch
+
+import mechscope as ms
+from mechscope.vocabulary.errors import (
+    InterventionMismatch,
+    MechscopeError,
+    MissingTokenizer,
+    PointUnavailable,
+    PositionOutOfRange,
+    UnknownSite,
+)
+from small_models import direction, model_of, prompts
+
+V = direction(32)
+
+CASES = [
+    (lambda: ms.scale("resid_psot.1", 2.0), UnknownSite, ("resid_post.0",)),
+    (lambda: ms.scale("z.7", 2.0), UnknownSite, ("3 layers", "z.0 to z.2")),
+    (lambda: ms.scale("blocks.7.attn.hook_z", 2.0), UnknownSite, ("3 layers",)),
+    (lambda: ms.scale("mlp_gate.1", 2.0), PointUnavailable, ("mlp_pre.1",)),
+    (lambda: ms.scale("head_out.1", 2.0), PointUnavailable, ("read but not written", "z.1")),
+    (lambda: ms.scale("ln1_scale.1", 2.0), PointUnavailable, ("read but not written", "ln1.1")),
+    (lambda: ms.scale("z.1", 2.0, positions=5), PositionOutOfRange, ("position 5", "shortest row has 5")),
+    (lambda: ms.scale("z.1", 2.0, positions=-6), PositionOutOfRange, ("position -6",)),
+    (lambda: ms.scale("z.1", 2.0, positions=[[7], [5]]), PositionOutOfRange, ("position 5", "5 positions")),
+    (lambda: ms.scale("z.1", 2.0, positions=[[0]]), PositionOutOfRange, ("2 rows",)),
+    (lambda: ms.scale("z.1", 2.0, positions=slice(8, None)), PositionOutOfRange, ("Span",)),
+    (lambda: ms.scale("z.1", 2.0, positions=ms_matching(99)), PositionOutOfRange, ("99",)),
+    (lambda: ms.scale("z.1", 2.0, heads=[4]), PositionOutOfRange, ("head", "there are 4")),
+    (lambda: ms.scale("resid_post.1", 2.0, heads=[0]), PositionOutOfRange, ("batch pos d_model",)),
+    (lambda: ms.scale("resid_post.1", 2.0, units=[32]), PositionOutOfRange, ("unit [32]", "there are 32")),
+    (lambda: ms.scale("z.1", 2.0).only(rows=[2]), PositionOutOfRange, ("row", "2 rows")),
+    (lambda: ms.scale("z.1", 2.0).only(rows=[-1]), PositionOutOfRange, ("row",)),
+    (lambda: ms.scale("z.1", 2.0, positions="cat"), MissingTokenizer, ("tokenizer",)),
+    (lambda: "ablate z.1", InterventionMismatch, ("not an intervention",)),
+    (lambda: ms.patch("z.1", [1.0, 2.0]), InterventionMismatch, ("a tensor or a run", "list")),
+    (lambda: ms.scale("z.1", 2.0, positions=torch.tensor([1])), InterventionMismatch, ("list of indices",)),
+    (lambda: ms.scale("z.1", 2.0, heads=True), InterventionMismatch, ("list of indices",)),
+]
+
+
+def ms_matching(token: int) -> object:
+    from mechscope.vocabulary.where import Matching
+
+    return Matching((token,))
+
+
+@pytest.mark.parametrize(("make", "error", "mentions"), CASES, ids=range(len(CASES)))
+def test_an_intervention_that_does_not_fit_is_refused_before_the_run(
+    make: object, error: type[MechscopeError], mentions: tuple[str, ...]
+) -> None:
+    model, called = model_of("gpt2"), []
+    handle = model.hf.register_forward_pre_hook(lambda *_: called.append(1))
+    try:
+        with pytest.raises(error) as refused:
+            model.run(prompts(), interventions=[make()])  # type: ignore
+    finally:
+        handle.remove()
+    assert called == []
+    text = str(refused.value)
+    assert all(word in text for word in mentions), text
+    assert (
+        text.startswith(f"{error.__name__}: ")
+        and "  got:" in text
+        and text.endswith(f"[docs/errors/{error.slug}]")
+    )
+
+
+def test_the_refused_selections_fit_where_they_exist() -> None:
+    model = model_of("gpt2")
+    for write in (
+        ms.scale("z.1", 2.0, positions=4),
+        ms.scale("z.1", 2.0, positions=[[7], [4]]),
+        ms.scale("z.1", 2.0, positions=slice(7, None)),
+        ms.scale("z.1", 2.0, heads=[3]),
+        ms.scale("resid_post.1", 2.0, units=[31]),
+        ms.scale("z.1", 2.0).only(rows=[1]),
+    ):
+        model.run(prompts(), interventions=[write])
+
+
+def test_a_pattern_that_names_derived_points_among_others_writes_the_others() -> None:
+    model = model_of("gpt2")
+    run = model.run(prompts(), interventions=[ms.scale("ln1*.1", 0.5)], capture=["ln1.1"])
+    assert torch.allclose(run["ln1.1"][0], 0.5 * model.run(prompts(), capture=["ln1.1"])["ln1.1"][0])

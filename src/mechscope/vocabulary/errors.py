@@ -1,7 +1,7 @@
 """The one error tree: every refusal says what, got, because, instead.
 
     MechscopeError
-    ├── SiteError            UnknownSite, PointUnavailable, SiteAfterStop, AmbiguousSite
+    ├── SiteError            UnknownSite, PointUnavailable, SiteAfterStop, AmbiguousSite, UnknownEdge
     ├── InputError           ShapeError, PositionOutOfRange, EmptyPrompt, PromptTooLong, NotOneToken,
     │                        UnreadableText, PairLengthMismatch, BadPairs, MissingTokenizer, BadCommand
     ├── ModelError           NotAModel, UnsupportedModel, SelfCheckFailed, NonFiniteWeights, ModelBusy,
@@ -88,6 +88,10 @@ class SiteAfterStop(SiteError):
 
 class AmbiguousSite(SiteError):
     """One site was needed and a pattern matched several or none."""
+
+
+class UnknownEdge(SiteError):
+    """A name of a node or an edge that is not of the right form, or that this model does not have."""
 
 
 class InputError(MechscopeError):

@@ -222,7 +222,7 @@ class Wiring:
         exists = reader in self.readers
         raise UnknownEdge(
             f'"{edge}" is no edge of this model.',
-            got=f"{edge}, in a model of {self.n_layers} layers, {self.n_heads} heads, {self.n_kv_heads} key/value heads",
+            got=f"{edge}; {self.n_layers} layers, {self.n_heads} heads, {self.n_kv_heads} key/value heads",
             because=f"{edge.source} is not computed before {edge.target} reads"
             if exists
             else f"nothing reads as {edge.target} {edge.input}".rstrip(),

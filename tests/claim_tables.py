@@ -10,7 +10,7 @@ from mechscope.claims.controls import draw_selections
 from mechscope.claims.evidence import Controls, Evidence, HeldOut
 from mechscope.claims.predictions import Prediction, lowers
 from mechscope.claims.testing import DrawnControls
-from mechscope.claims.units import as_units
+from mechscope.data.units import as_units
 from mechscope.records.fingerprint import ModelFingerprint
 
 FINGERPRINT = ModelFingerprint(

@@ -12,11 +12,11 @@ import numpy as np
 
 from benchmarks.claim_calibration.measuring import LOWERS, Prompts
 from mechscope.claims.evidence import Controls, Evidence, HeldOut
-from mechscope.claims.intervals import Resamples, mean_bootstrap, ratio_bootstrap
 from mechscope.claims.judge import judge
 from mechscope.claims.predictions import Prediction, lowers, recovers
-from mechscope.claims.units import units_of
 from mechscope.claims.verdict import Verdict
+from mechscope.data.intervals import Resamples, mean_bootstrap, ratio_bootstrap
+from mechscope.data.units import units_of
 from mechscope.investigations.prediction_sizes import CAUTION
 from mechscope.records.canonical import hash_json
 from mechscope.vocabulary.errors import NotEnoughEvidence

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mechscope.claims.units import units_of
+from mechscope.data.units import units_of
 from mechscope.records.canonical import hash_json, to_plain
 from mechscope.records.files import open_tensors, save_tensors
 

@@ -10,13 +10,13 @@ import pytest
 from claim_tables import FINGERPRINT, ToyBehavior, ToyBench, ToyMechanism, toy_claim
 from mechscope.claims.claim_file import ClaimRecord, refuse_unless_consistent
 from mechscope.claims.evidence import HeldOut
-from mechscope.claims.intervals import Interval
 from mechscope.claims.ledger import Ledger
 from mechscope.claims.predictions import lowers, recovers, spares
 from mechscope.claims.testing import test_claim as run_claim
 from mechscope.claims.testing import verify_claim
 from mechscope.claims.verdict import Estimate
 from mechscope.claims.verification import compare_records, refuse_unless_reproduced
+from mechscope.data.intervals import Interval
 from mechscope.records.canonical import hash_json
 from mechscope.records.files import open_json, save_json
 from mechscope.vocabulary.errors import BadFile, ClaimEdited, NotReproduced, UnsafeFile

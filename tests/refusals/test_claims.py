@@ -6,7 +6,7 @@ import pytest
 from mechscope.claims.claim import Claim
 from mechscope.claims.predictions import lowers, recorded
 from mechscope.claims.subspaces import random_subspaces
-from mechscope.claims.units import as_units
+from mechscope.data.units import as_units
 from mechscope.vocabulary.errors import BadClaim, ShapeError
 
 

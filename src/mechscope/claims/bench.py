@@ -15,7 +15,7 @@ from mechscope.claims.evidence import HeldOut
 from mechscope.claims.mechanisms import Direction, MeasurableMechanism, ModelSize
 from mechscope.claims.predictions import Prediction, RecordedBehavior
 from mechscope.claims.testing import DrawnControls
-from mechscope.claims.units import units_of
+from mechscope.data.units import units_of
 from mechscope.engine.execute import run_experiments
 from mechscope.engine.experiment import Experiment
 from mechscope.interventions.ablation import reference_rows

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from mechscope.claims.claim import Claim
 from mechscope.claims.evidence import Controls, Evidence, HeldOut
 from mechscope.claims.judge import judge
-from mechscope.claims.units import Units
 from mechscope.claims.verdict import Verdict
+from mechscope.data.units import Units
 from mechscope.records.canonical import hash_json
 from mechscope.records.files import open_json, save_json
 from mechscope.records.fingerprint import ModelFingerprint, SoftwareVersions

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mechscope.claims.predictions import Prediction
-from mechscope.claims.units import Units
+from mechscope.data.units import Units
 from mechscope.vocabulary.errors import BadClaim, ShapeError
 
 

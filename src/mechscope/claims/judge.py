@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from mechscope.claims import rule
 from mechscope.claims.evidence import Controls, Evidence, HeldOut, stratum_means
-from mechscope.claims.intervals import (
+from mechscope.claims.verdict import ControlSummary, Estimate, HeldOutSummary, PredictionResult, Verdict
+from mechscope.data.intervals import (
     N_RESAMPLES,
     Bootstrap,
     Resamples,
@@ -21,7 +22,6 @@ from mechscope.claims.intervals import (
     mean_bootstrap,
     ratio_bootstrap,
 )
-from mechscope.claims.verdict import ControlSummary, Estimate, HeldOutSummary, PredictionResult, Verdict
 from mechscope.records.seeds import seed_for
 from mechscope.vocabulary.errors import BadClaim
 

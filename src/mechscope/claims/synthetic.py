@@ -15,10 +15,10 @@ from scipy.special import betaincinv
 
 from mechscope.claims import rule
 from mechscope.claims.evidence import Controls, Evidence, HeldOut
-from mechscope.claims.intervals import N_RESAMPLES
 from mechscope.claims.judge import judge
 from mechscope.claims.predictions import Prediction, RecordedBehavior, lowers, raises, recovers, spares
-from mechscope.claims.units import as_units, units_of
+from mechscope.data.intervals import N_RESAMPLES
+from mechscope.data.units import as_units, units_of
 from mechscope.records.seeds import generator_for
 from mechscope.vocabulary.errors import BadClaim
 

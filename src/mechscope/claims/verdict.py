@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mechscope.claims.intervals import Interval
 from mechscope.claims.predictions import Prediction
+from mechscope.data.intervals import Interval
 from mechscope.figures.shown import number
 
 ORDINALS = {1: "st", 2: "nd", 3: "rd"}

@@ -10,9 +10,9 @@ from typing import Any
 
 from mechscope.claims.bench import EngineBench
 from mechscope.claims.evidence import Evidence, HeldOut
-from mechscope.claims.intervals import Resamples, mean_bootstrap, ratio_bootstrap
 from mechscope.claims.mechanisms import Components
 from mechscope.claims.predictions import Prediction, lowers, needs, recovers, spares
+from mechscope.data.intervals import Resamples, mean_bootstrap, ratio_bootstrap
 from mechscope.models.model import Model
 
 CAUTION = 0.8

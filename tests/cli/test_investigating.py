@@ -11,24 +11,21 @@ import pytest
 from command_line_runs import Shell, is_refusal
 from mechscope.behaviors import load
 from mechscope.claims.ledger import Ledger
-from mechscope.cli.investigating import Request
+from mechscope.cli.investigating import DEMO_PAIRS, Request
 from mechscope.cli.terminal import uninterrupted
 from mechscope.investigations import saving
 from mechscope.investigations.prompts import unopened
 from mechscope.models import opening
+from mechscope.specimens.induction import WORDS
 
 
 @pytest.fixture
 def weak(tmp_path: Path) -> Path:
     """Pairs of which the specimen knows nothing: the answer follows from neither prompt."""
+    words = WORDS[:24]
     rows = [
-        {"clean": f"{a} {b} {c}", "corrupt": f"{b} {a} {c}", "answer": "velvet", "wrong": "marble"}
-        for a, b, c in zip(
-            ["ember", "apple", "badge", "ocean", "cedar", "pepper", "butter", "circle"],
-            ["apple", "badge", "ocean", "cedar", "pepper", "butter", "circle", "ember"],
-            ["basket", "bucket", "cherry", "ribbon", "hammer", "crystal", "basket", "bucket"],
-            strict=True,
-        )
+        {"clean": f"{a} {b} {c}", "corrupt": f"{b} {a} {c}", "answer": WORDS[30], "wrong": WORDS[31]}
+        for a, b, c in zip(words[:8], words[8:16], words[16:], strict=True)
     ]
     path = tmp_path / "weak.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)) + "\n")
@@ -128,7 +125,7 @@ def test_demo_is_the_main_job_on_the_bundled_model(
         "mechscope.cli.investigating.carry_out", lambda request, as_json: asked.append(request)
     )
     assert shell("demo", "--out", tmp_path).code == 0
-    assert asked == [Request(model="village", behavior="ioi", out=tmp_path)]
+    assert asked == [Request(model="village", behavior="ioi", out=tmp_path, n=DEMO_PAIRS)]
 
 
 @pytest.mark.slow

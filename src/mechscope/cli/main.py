@@ -20,7 +20,7 @@ from mechscope.vocabulary.errors import BadCommand, BadFile, MechscopeError
 REFUSED, OUR_MISTAKE, INTERRUPTED = 2, 70, 130
 
 
-def show_version(wanted: bool) -> None:
+def show_version(wanted: bool | None) -> None:
     """Print the version and stop, if it was asked for."""
     if wanted:
         say(__version__)
@@ -30,9 +30,9 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def about(
     version: Annotated[
-        bool,
+        bool | None,  # None is what typer hands on when nobody asked
         typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and stop."),
-    ] = False,
+    ] = None,
 ) -> None:
     """A microscope for neural networks: find the mechanism behind a behaviour, and prove or refute it."""
 

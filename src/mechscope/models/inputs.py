@@ -194,7 +194,7 @@ class Reader:
 
     def _encode(self, texts: list[str]) -> tuple[list[list[int]], Bos]:
         tokenizer = self._need_tokenizer(texts[0])
-        rows = [list(row) for row in tokenizer(texts)["input_ids"]]
+        rows = [list(row) for row in _tokenise(tokenizer, texts)]
         bos_id = tokenizer.bos_token_id
         for row in rows:
             # The text itself may begin with the token that the tokenizer adds.
@@ -213,7 +213,7 @@ class Reader:
                 instead="give text, or set tokenizer.chat_template",
             )
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return [list(tokenizer(text, add_special_tokens=False)["input_ids"])], "tokenizer"
+        return [list(_tokenise(tokenizer, [text], add_special_tokens=False)[0])], "tokenizer"
 
     def _force_bos(self, rows: list[list[int]], source: Bos, bos: bool | None) -> Bos:
         if bos is None:

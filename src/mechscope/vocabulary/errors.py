@@ -3,12 +3,13 @@
     MechscopeError
     ├── SiteError            UnknownSite, PointUnavailable, SiteAfterStop, AmbiguousSite, UnknownEdge
     ├── InputError           ShapeError, PositionOutOfRange, EmptyPrompt, PromptTooLong, NotOneToken,
-    │                        UnreadableText, PairLengthMismatch, BadPairs, MissingTokenizer, BadCommand
+    │                        UnreadableText, PairLengthMismatch, BadPairs, MissingTokenizer, BadCommand, BadProgram
     ├── ModelError           NotAModel, UnsupportedModel, SelfCheckFailed, NonFiniteWeights, ModelBusy,
     │                        TrainingMode
     ├── InterventionError    UnresolvedIntervention, InterventionMismatch, NotSerializable
     ├── EvidenceError        BadClaim, ClaimEdited, HeldOutOpened, NotEnoughEvidence, NotReproduced
-    ├── FileError            UnsafeFile, BadFile, ChecksumMismatch
+    ├── DictionaryError      UnknownGate, DictionaryMismatch, FoldingError, NonFiniteActivations
+    ├── FileError            UnsafeFile, BadFile, ChecksumMismatch, DiskFull
     ├── RegistrationError    a method, family or point registered twice or half
     └── OptionalPackageMissing
 
@@ -138,6 +139,10 @@ class BadCommand(InputError):
     """A command line that can't be read: an unknown option, a missing argument, a value of the wrong kind."""
 
 
+class BadProgram(InputError):
+    """A program that can't be compiled into weights, or run as written; every problem is told at once."""
+
+
 class ModelError(MechscopeError):
     """A model that can't be opened or used."""
 
@@ -206,6 +211,26 @@ class NotReproduced(EvidenceError):
     """A recomputed record differs from the saved one beyond its tolerance."""
 
 
+class DictionaryError(MechscopeError):
+    """A dictionary whose settings or tensors can't be right."""
+
+
+class UnknownGate(DictionaryError):
+    """A gate rule that is not known, or one without what it needs."""
+
+
+class DictionaryMismatch(DictionaryError):
+    """A dictionary and a model, site, tokenizer or text that do not belong together."""
+
+
+class FoldingError(DictionaryError):
+    """A normalisation that is folded already, or that can't be folded into weights."""
+
+
+class NonFiniteActivations(DictionaryError):
+    """Activations or a training loss with NaN or infinite values."""
+
+
 class FileError(MechscopeError):
     """A file that can't be read or written."""
 
@@ -220,6 +245,10 @@ class BadFile(FileError):
 
 class ChecksumMismatch(FileError):
     """A file whose contents differ from the checksum on record."""
+
+
+class DiskFull(FileError):
+    """There is no room left to write; what was written before is whole."""
 
 
 class RegistrationError(MechscopeError):

@@ -12,6 +12,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope import behaviors as behaviors
+    from mechscope import dictionaries as dictionaries
     from mechscope.claims.claim import Claim as Claim
     from mechscope.claims.mechanisms import Components as Components
     from mechscope.claims.mechanisms import Direction as Direction
@@ -57,6 +58,7 @@ _INDEX: dict[str, str] = {
     "wrap": "mechscope.models.opening:wrap",
     "Model": "mechscope.models.model:Model",
     "behaviors": "mechscope.behaviors",
+    "dictionaries": "mechscope.dictionaries",
     "LabelledArray": "mechscope.figures.labelled:LabelledArray",
     "Claim": "mechscope.claims.claim:Claim",
     "Verdict": "mechscope.claims.verdict:Verdict",

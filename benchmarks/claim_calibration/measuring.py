@@ -202,7 +202,7 @@ def _measure_and_save(argument: tuple[Task, str]) -> None:
     if task.n_subspaces:
         reference = behavior.train.clean
         drawn = draw_family(
-            model, mechanisms[0], reference, family=SUBSPACES, n_draws=task.n_subspaces, seed=0
+            model, mechanisms[0], reference=reference, family=SUBSPACES, n_draws=task.n_subspaces, seed=0
         )
         mechanisms = list(drawn.mechanisms)
     after = bench.measure(mechanisms, probe_of(task.kind), behavior, held_out)

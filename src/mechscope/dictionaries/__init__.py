@@ -2,6 +2,7 @@
 
 from mechscope.dictionaries.codes import SparseCodes
 from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.formats import export_dictionary as export
 from mechscope.dictionaries.opening import open_dictionary as open
 from mechscope.dictionaries.settings import Calibration, Gate, Normalization, Port, Settings, Source
 
@@ -14,5 +15,6 @@ __all__ = [
     "Settings",
     "Source",
     "SparseCodes",
+    "export",
     "open",
 ]

@@ -194,7 +194,9 @@ def encode_block(taken: Tensor, weights: Weights, block: Block) -> Tensor:
     if gate.rule == "matching_pursuit":
         assert gate.k is not None
         atoms = weights.decoder(block)
-        values, latents = pursue(taken[:, block.read], atoms, k=gate.k, stop_at=gate.stop_at)
+        values, latents = pursue(
+            taken[:, block.read], atoms, k=gate.k, stop_at=gate.stop_at, stops_at_repeat=gate.stops_at_repeat
+        )
         return taken.new_zeros(len(taken), len(atoms)).scatter_add(1, latents, values)
     pre = taken[:, block.read] @ weights.encoder(block)
     own = weights.per_latent(block)

@@ -39,6 +39,8 @@ def denormalized(
         return written if mean is None else written + mean
     assert values is not None
     mean, scale = token_statistics(values, settings)
+    if norm.rule == "layer_norm":
+        scale = scale - norm.eps  # by convention eps guards the division only
     return written * scale + mean
 
 

@@ -66,6 +66,7 @@ class Gate:
         compares: What is ranked or compared with the threshold; the code's value is the pre-activation itself.
         negatives: Of a top-k: a selected negative value becomes zero, is kept, or latents are ranked by size.
         stop_at: Matching pursuit ends for a token whose residual norm is at most this.
+        stops_at_repeat: Matching pursuit ends for a token once a step takes no new latent.
     """
 
     rule: str
@@ -73,6 +74,7 @@ class Gate:
     compares: Compares = "pre"
     negatives: Negatives = "zeroed"
     stop_at: float = 0.0
+    stops_at_repeat: bool = False
 
     def __post_init__(self) -> None:
         if self.rule not in GATE_RULES:

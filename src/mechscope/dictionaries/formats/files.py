@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mechscope.records.files import open_json, open_tensors
@@ -47,6 +48,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Named torch tensors."""
     return open_tensors(path, "torch")
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Names in a safetensors file, from its header alone; none if it is no such file."""
+    if not path.is_file():
+        return set()
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
+    except (SafetensorError, OSError):
+        return set()
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
@@ -134,3 +146,9 @@ def refuse_shape(name: str, tensor: Tensor, shape: tuple[int, ...], path: Path) 
             because=f"the settings make it {list(shape)}",
             instead="the weights and the settings that were saved together",
         )
+
+
+def in_one_dtype(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors contiguous and in the decoder's dtype; thresholds in others are often kept in double."""
+    dtype = next(tensor.dtype for name, tensor in tensors.items() if name.startswith("W_dec"))
+    return {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}

@@ -30,7 +30,12 @@ _HOOKS = {
     "mlp.hook_out": "mlp_out",
     "attn.hook_out": "attn_out",
 }
-_DICTIONARY_LEARNING = {"resid_post": "resid_post", "mlp": "mlp_raw", "attention": "attn_raw", "attn": "attn_raw"}
+_DICTIONARY_LEARNING = {
+    "resid_post": "resid_post",
+    "mlp": "mlp_raw",
+    "attention": "attn_raw",
+    "attn": "attn_raw",
+}
 
 
 def site_from_hook(name: str) -> Site | None:

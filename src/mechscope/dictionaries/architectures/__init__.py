@@ -1,0 +1,1 @@
+"""Ways of training a dictionary: one small file each, with its settings and its loss."""

@@ -1,0 +1,167 @@
+"""Architecture: what one way of training a dictionary adds to the one trainer, and the registry of them.
+
+An architecture says which latents fire and with which values (`fire`), what sparsity costs, and what is kept when
+training ends. Batching, reconstruction, revival, schedules and the optimiser are the trainer's.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mechscope.dictionaries.kernels.active import Active, Encoder
+from mechscope.dictionaries.settings import Gate
+from mechscope.vocabulary.errors import RegistrationError
+
+
+@dataclass
+class View:
+    """What an architecture sees of one encoder in one step.
+
+    Args:
+        encoder: Inputs and encoder weights.
+        decoder: [latent, d_out]; of a cross-layer transcoder the sites that the block writes, end to end.
+        tensors: The architecture's own trained numbers, [latent] each.
+        buffers: Its own running numbers; it may replace entries.
+        pressure: Factor of the sparsity penalty, 0 to 1 while it warms up.
+        done: Fraction of training done, 0 to 1.
+        is_dead: True for latents that have not fired for long, [latent].
+    """
+
+    encoder: Encoder
+    decoder: Tensor
+    tensors: Mapping[str, Tensor]
+    buffers: dict[str, Tensor]
+    pressure: float
+    done: float
+    is_dead: Tensor
+
+
+@dataclass
+class Fired:
+    """Which latents fired.
+
+    Args:
+        active: Pre-activations of those that might.
+        values: Their codes.
+        penalty: What sparsity costs, weighted.
+        extra: More reconstructions [row, d_out] of the target, each with the weight of its squared error; `b_dec` is
+            added, without a gradient.
+    """
+
+    active: Active
+    values: Tensor
+    penalty: Tensor | None = None
+    extra: list[tuple[float, Tensor]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Base of all architectures.
+
+    Args:
+        width: Latents; of a cross-layer transcoder, latents for each site read.
+    """
+
+    name: ClassVar[str] = ""
+    decoder_norm: ClassVar[str] = "free"
+    has_encoder_bias: ClassVar[bool] = True
+    ties_encoder: ClassVar[bool] = False
+
+    width: int
+
+    def gate(self) -> Gate:
+        """The rule of the dictionary that is kept."""
+        raise RegistrationError(
+            f"{type(self).__name__} has no `gate`.", because="every architecture keeps one"
+        )
+
+    def fire(self, view: View) -> Fired:
+        """Which latents fire, with which values, at what cost."""
+        raise RegistrationError(f"{type(self).__name__} has no `fire`.", because="every architecture has one")
+
+    def own_tensors(self, encoder: Tensor) -> dict[str, Tensor]:
+        """Initial values of trained numbers beyond weights and biases, [latent] each."""
+        return {}
+
+    def own_buffers(self, encoder: Tensor) -> dict[str, Tensor]:
+        """Initial values of running numbers."""
+        return {}
+
+    def prepare(self, view: View) -> None:
+        """Set running numbers and thresholds from the first batch; nothing by default."""
+
+    def parts(self, view: View, fired: Fired) -> list[Tensor]:
+        """What is written, in nested parts: the reconstruction after each part is held to the target."""
+        return [fired.active.decode(fired.values, view.decoder)]
+
+    def finished(self, tensors: dict[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The per-latent tensors that are kept, from the trained ones."""
+        return tensors
+
+    def after_step(self, tensors: Mapping[str, Tensor]) -> None:
+        """Bring trained numbers back to where they are allowed, in place."""
+
+    @property
+    def prefixes(self) -> tuple[int, ...]:
+        """Sizes of nested dictionaries."""
+        return ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Name and settings."""
+        return {"architecture": self.name, **asdict(self)}
+
+
+ARCHITECTURES: dict[str, type[Architecture]] = {}
+"""Every architecture by name."""
+
+
+def register_architecture(name: str) -> Callable[[type[Architecture]], type[Architecture]]:
+    """Name an architecture.
+
+    Raises:
+        RegistrationError: the name is taken, or the class is half an architecture.
+    """
+
+    def register(cls: type[Architecture]) -> type[Architecture]:
+        known = ARCHITECTURES.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise RegistrationError(
+                f'Two architectures are called "{name}".',
+                got=f"{cls.__qualname__}, {known.__qualname__}",
+                because="a record names one of them",
+            )
+        missing = [item for item in ("gate", "fire") if getattr(cls, item) is getattr(Architecture, item)]
+        if missing:
+            raise RegistrationError(
+                f'The architecture "{name}" is incomplete.',
+                got=cls.__qualname__,
+                because=f"it has no {', '.join(missing)}",
+            )
+        cls.name = name
+        ARCHITECTURES[name] = cls
+        return cls
+
+    return register
+
+
+def architecture_from_json(saved: Mapping[str, Any]) -> Architecture:
+    """Inverse of `Architecture.to_json`."""
+    values = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in saved.items()
+        if key != "architecture"
+    }
+    return ARCHITECTURES[saved["architecture"]](**values)
+
+
+def decoder_norms(view: View) -> Tensor:
+    """Norm of each decoder row, [latent]."""
+    return torch.linalg.vector_norm(view.decoder, dim=1)
+
+
+def per_row(view: View, fired: Active, values: Tensor) -> Tensor:
+    """Mean over rows of the sum of `values`."""
+    return fired.total_by_row(values).mean()

@@ -1,0 +1,52 @@
+"""BatchTopK (Bussmann et al. 2024): the k x n largest pre-activations of a batch of n tokens.
+
+Kept as a JumpReLU whose one threshold is the running mean of the smallest value that passed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechscope.dictionaries.architectures.base import Architecture, Fired, View, register_architecture
+from mechscope.dictionaries.settings import Gate
+
+MEMORY = 0.99
+"""Weight of the past in the running threshold."""
+
+
+@register_architecture("batch_topk")
+@dataclass(frozen=True, kw_only=True)
+class BatchTopK(Architecture):
+    """k latents per token on average.
+
+    Args:
+        width: Latents.
+        k: Active latents per token, on average; need not be whole.
+    """
+
+    k: float
+
+    def gate(self) -> Gate:
+        return Gate(rule="jumprelu")
+
+    def own_buffers(self, encoder: Tensor) -> dict[str, Tensor]:
+        # [sum of smallest values with fading weights, sum of the weights]
+        return {"passed": torch.zeros(2, dtype=torch.float64)}
+
+    def fire(self, view: View) -> Fired:
+        n = max(1, round(self.k * view.encoder.n_rows))
+        active = view.encoder.top_of_batch(n)
+        values = active.pre.relu()
+        with torch.no_grad():
+            smallest = torch.where(values > 0, values, torch.inf).amin().cpu().double()
+            is_any = smallest.isfinite()
+            seen = torch.stack([torch.where(is_any, smallest, 0.0), is_any.double()])
+            view.buffers["passed"] = view.buffers["passed"] * MEMORY + (1 - MEMORY) * seen
+        return Fired(active, values)
+
+    def finished(self, tensors: dict[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        total, weight = buffers["passed"]
+        threshold = (total / weight if weight > 0 else total).to(tensors["b_enc"])
+        return tensors | {"threshold": torch.full_like(tensors["b_enc"], float(threshold))}

@@ -1,0 +1,128 @@
+"""JumpReLU (Rajamanoharan et al. 2024; Conerly et al. 2025): a learned threshold for each latent.
+
+Thresholds get gradients by straight-through estimators inside a band around them; they are kept themselves, not
+their logarithm, under which Adam hardly moves them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mechscope.dictionaries.architectures.base import (
+    Architecture,
+    Fired,
+    View,
+    decoder_norms,
+    per_row,
+    register_architecture,
+)
+from mechscope.dictionaries.settings import Gate
+
+
+@register_architecture("jumprelu")
+@dataclass(frozen=True, kw_only=True)
+class JumpReLU(Architecture):
+    """A threshold for each latent.
+
+    Args:
+        width: Latents.
+        l0: Active latents per token to aim at ("quadratic"); elsewhere only where thresholds start.
+        sparsity: "quadratic": coefficient x (L0 / l0 - 1)^2; "step": coefficient x L0 / l0; "tanh": coefficient x
+            the sum of tanh(steepness x value x decoder norm) / l0.
+        coefficient: Weight of the penalty beside the mean squared error, which is 1 for a dictionary of nothing.
+        bandwidth: Of the band around a threshold, in units of normalised values.
+        start: L0 of the first batch, as a multiple of `l0`: thresholds start there.
+        steepness: Of "tanh".
+        revival: Weight of raising dead latents' pre-activations towards their thresholds.
+    """
+
+    decoder_norm = "unit"
+
+    l0: float = 32.0
+    sparsity: Literal["quadratic", "step", "tanh"] = "quadratic"
+    coefficient: float = 0.1
+    bandwidth: float = 0.3
+    start: float = 4.0
+    steepness: float = 4.0
+    revival: float = 3e-4
+
+    def gate(self) -> Gate:
+        return Gate(rule="jumprelu")
+
+    def own_tensors(self, encoder: Tensor) -> dict[str, Tensor]:
+        return {"threshold": torch.zeros_like(encoder[:, 0])}
+
+    def prepare(self, view: View) -> None:
+        pre = view.encoder.product().float()
+        n = min(max(1, round(self.start * self.l0 * len(pre))), pre.numel() - 1)
+        value = pre.reshape(-1).kthvalue(pre.numel() - n).values.clamp_min(0.0)
+        view.tensors["threshold"].data.fill_(float(value))
+
+    def fire(self, view: View) -> Fired:
+        threshold = view.tensors["threshold"]
+        floor = threshold.detach() - (self.bandwidth / 2 if torch.is_grad_enabled() else 0.0)
+        active = view.encoder.above(floor)
+        at = active.at(threshold)
+        values = _Jump.apply(active.pre, at, self.bandwidth)
+        return Fired(active, values, self._penalty(view, active, values, at) * view.pressure)
+
+    def after_step(self, tensors: "Any") -> None:
+        tensors["threshold"].data.clamp_min_(0.0)
+
+    def _penalty(self, view: View, active: Any, values: Tensor, at: Tensor) -> Tensor:
+        if self.sparsity == "tanh":
+            size = values * active.at(decoder_norms(view))
+            cost = self.coefficient * per_row(view, active, (self.steepness * size).tanh()) / self.l0
+        else:
+            l0 = per_row(view, active, _Step.apply(active.pre, at, self.bandwidth)) / self.l0
+            cost = self.coefficient * ((l0 - 1) ** 2 if self.sparsity == "quadratic" else l0)
+        return cost + self._raise_dead(view) if self.revival else cost
+
+    def _raise_dead(self, view: View) -> Tensor:
+        """How far dead latents' biases lie below their thresholds: a pull that no active latent feels."""
+        gap = (view.tensors["threshold"] - view.encoder.bias).relu() * view.is_dead
+        return self.revival * gap.sum()
+
+
+class _Jump(torch.autograd.Function):
+    """pre where pre > threshold, else 0; the threshold's gradient is that of a band."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        is_on = pre > threshold
+        ctx.save_for_backward(pre, threshold, is_on)
+        ctx.bandwidth = bandwidth
+        return torch.where(is_on, pre, 0.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        pre, threshold, is_on = ctx.saved_tensors
+        band = ((pre - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth
+        of_threshold = -threshold * band * grad
+        return grad * is_on, _like(of_threshold, threshold), None
+
+
+class _Step(torch.autograd.Function):
+    """1 where pre > threshold; only the threshold has a gradient, that of a band."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre, threshold)
+        ctx.bandwidth = bandwidth
+        return (pre > threshold).to(pre.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        pre, threshold = ctx.saved_tensors
+        band = ((pre - threshold).abs() < ctx.bandwidth / 2) / ctx.bandwidth
+        return None, _like(-band * grad, threshold), None
+
+
+def _like(grad: Tensor, threshold: Tensor) -> Tensor:
+    """Summed over rows where one threshold serves a column of a dense matrix."""
+    return grad.sum(0) if grad.ndim > threshold.ndim else grad

@@ -1,0 +1,1 @@
+"""Sparse products of a training step: what touches active latents only."""

@@ -106,17 +106,24 @@ def passing_through(binding: Binding, n_layers: int) -> Iterator[None]:
         arriving = args[0] if args else kwargs["hidden_states"]
         return (arriving,) if binding.layer_returns_tuple else arriving
 
-    # Other libraries put a `forward` of their own on a layer, so what was there comes back.
-    before = {layer: layer.__dict__.get("forward") for layer in binding.layers[:n_layers]}
+    with standing_in(dict.fromkeys(binding.layers[:n_layers], forward_nothing)):
+        yield
+
+
+@contextmanager
+def standing_in(functions: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let functions stand in for modules' own forward passes for the duration of a block."""
+    # Other libraries put a `forward` of their own on a module, so what was there comes back.
+    before = {module: module.__dict__.get("forward") for module in functions}
     try:
-        for layer in before:
-            layer.__dict__["forward"] = forward_nothing
+        for module, function in functions.items():
+            module.__dict__["forward"] = function
         yield
     finally:
-        for layer, own in before.items():
-            layer.__dict__.pop("forward", None)
+        for module, own in before.items():
+            module.__dict__.pop("forward", None)
             if own is not None:
-                layer.__dict__["forward"] = own
+                module.__dict__["forward"] = own
 
 
 def find_out_what_layers_return(binding: Binding) -> None:

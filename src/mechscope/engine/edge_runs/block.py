@@ -1,0 +1,163 @@
+"""A block of prompts made ready for edge runs, the values that removed edges carry, and a circuit's own state.
+
+What a reader sees is the ablated stream (all its edges removed) plus, over the edges kept, what each writer adds in
+this circuit less what it adds when removed. The last layer's writers are kept at the positions read only.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechscope.engine.edge_runs.layer_parts import Attention, LayerParts
+from mechscope.engine.edge_runs.places import Places
+from mechscope.engine.edge_runs.recording import Arguments, Recorded, repeated
+
+
+@dataclass
+class Values:
+    """What writers add, or differences of it.
+
+    Args:
+        early: Writers before the last layer's, [writer, tokens, d_model].
+        read: All writers at the positions read, [writer, reads, d_model].
+    """
+
+    early: Tensor
+    read: Tensor
+
+    def first(self, n: int, *, is_read: bool) -> Tensor:
+        """The first n writers, at all tokens or at the positions read."""
+        return (self.read if is_read else self.early)[:n]
+
+    def clone(self) -> "Values":
+        """A copy of its own."""
+        return Values(self.early.clone(), self.read.clone())
+
+
+@dataclass
+class State:
+    """What a circuit computes in a block.
+
+    Args:
+        edges: Its edges, [edge] truth values.
+        own: What each writer adds in it less what it adds when removed; writers that the logits can't be reached
+            from may hold another circuit's.
+        differs: Writers for which that is not zero.
+        projections: Queries, keys and values of each layer, [reader, tokens, d_head].
+    """
+
+    edges: np.ndarray
+    own: Values
+    differs: np.ndarray
+    projections: list[Tensor]
+
+    def copy(self) -> "State":
+        """A state that can change without this one."""
+        return State(self.edges.copy(), self.own.clone(), self.differs.copy(), list(self.projections))
+
+
+@dataclass
+class Block:
+    """Prompts ready for edge runs.
+
+    Args:
+        attention: The model's attention modules.
+        layers: Its layers.
+        places: Indices.
+        shape: (rows, columns) of the prompts.
+        reads: Tokens that the metric reads, flat indices, [reads].
+        n_reads: Reads of each row.
+        run: The prompts' own run.
+        ablated: What removed edges carry.
+    """
+
+    attention: Attention
+    layers: list[LayerParts]
+    places: Places
+    shape: tuple[int, int]
+    reads: Tensor
+    n_reads: int
+    run: Recorded
+    ablated: Values
+    _streams: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    _arguments: dict[tuple[int, int], Arguments] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def stream(self, layer: int, which: str) -> Tensor:
+        """What a reader sees with all its edges removed, [tokens or reads, d_model].
+
+        Args:
+            layer: Which layer; the number of layers for the logits.
+            which: "attention", "mlp" or "logits".
+        """
+        if (layer, which) not in self._streams:
+            self._streams[layer, which] = self._stream(layer, which)
+        return self._streams[layer, which]
+
+    def _stream(self, layer: int, which: str) -> Tensor:
+        is_last = layer >= self.places.wiring.n_layers - 1 and which != "attention"
+        above = which == "mlp" and not self.places.wiring.is_parallel
+        rest = self.run.rest[: layer + above]
+        n = self.places.n_writers if which == "logits" else self.places.n_sources(layer, mlp=which == "mlp")
+        stream = self.ablated.first(n, is_read=is_last).sum(0)
+        for one in rest:
+            stream = stream + one
+        return stream
+
+    def arguments(self, layer: int, times: int) -> Arguments:
+        """What a layer's attention is called with for copies of the prompts."""
+        if (layer, times) not in self._arguments:
+            if len(self._arguments) > 64 * len(self.layers):
+                self._arguments.clear()
+            self._arguments[layer, times] = repeated(self.run.arguments[layer], self.shape[0], times)
+        return self._arguments[layer, times]
+
+    def with_ablated(self, ablated: Values) -> "Block":
+        """The same prompts with other values on removed edges."""
+        return Block(
+            self.attention,
+            self.layers,
+            self.places,
+            self.shape,
+            self.reads,
+            self.n_reads,
+            self.run,
+            ablated,
+        )
+
+    def start(self, projections: list[Tensor]) -> State:
+        """The state in which every writer but the embedding adds what it adds when removed.
+
+        Args:
+            projections: Of the run that the removed edges' values are from. Where they are from no run (means,
+                zeros) the projections are never read, since everything is computed anew from this state.
+        """
+        own = Values(torch.zeros_like(self.ablated.early), torch.zeros_like(self.ablated.read))
+        own.early[0] = self.run.embed - self.ablated.early[0]
+        own.read[0] = own.early[0][self.reads] if len(own.early) else self.run.embed[self.reads]
+        differs = np.zeros(self.places.n_writers, dtype=bool)
+        differs[0] = True
+        edges = np.zeros(self.places.wiring.n_edges, dtype=bool)
+        return State(edges, own, differs, list(projections))
+
+
+def values_of(run: Recorded, reads: Tensor) -> Values:
+    """A run's writers as values."""
+    writers: list[Tensor] = [run.embed[None]]
+    for layer in range(len(run.heads) - 1):
+        writers.append(run.heads[layer])
+        writers += [run.mlps[layer][None]] if run.mlps else []
+    early = torch.cat(writers)
+    late = [run.heads[-1][:, reads]] + ([run.mlps[-1][None, reads]] if run.mlps else [])
+    return Values(early, torch.cat([early[:, reads], *late]))
+
+
+def constant_values(constants: Tensor, places: Places, n_tokens: int, n_reads: int) -> Values:
+    """Values that are the same at every token, from [writer, d_model]."""
+    early = constants[: places.n_early, None].expand(-1, n_tokens, -1)
+    return Values(early, constants[:, None].expand(-1, n_reads, -1))

@@ -1,0 +1,291 @@
+"""Edge runs of prompts: any number of circuits, each reader seeing the edges kept and other values of the rest.
+
+Oracle: a slow forward pass in plain arithmetic with an input of its own for each reader (tests/engine/edges_by_hand).
+Invariant: with every edge kept it is the model's own run; with none, the run that the removed edges' values are from.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechscope.engine.edge_runs.ablations import Constant, EdgeAblation, Resampled
+from mechscope.engine.edge_runs.block import Block, State, Values, constant_values, values_of
+from mechscope.engine.edge_runs.layer_parts import Attention, LayerParts
+from mechscope.engine.edge_runs.measuring import Measuring
+from mechscope.engine.edge_runs.places import Places
+from mechscope.engine.edge_runs.recording import Recorded, record_run
+from mechscope.engine.edge_runs.walk import Walk
+from mechscope.engine.naive import read_columns
+from mechscope.interventions.metrics import Metric
+from mechscope.models.frame import Frame
+from mechscope.models.inputs import TokenBatch
+from mechscope.models.model import Model
+from mechscope.models.resources import head_of
+from mechscope.models.wiring import wiring_of
+from mechscope.vocabulary.errors import PairLengthMismatch, PointUnavailable, ShapeError
+
+DEFAULT_MEMORY = 2**30
+Edges = np.ndarray
+"""Which edges a circuit keeps, [edge] truth values in the order of `Wiring.edges`."""
+
+
+@dataclass
+class Walked:
+    """Circuits that ran over all blocks: what they gave, and their states if wanted.
+
+    Args:
+        values: The metric, [circuit, row], float64 on the CPU.
+        walks: One a block.
+        residuals: What the logits read in each block, [circuit, reads, d_model].
+    """
+
+    values: Tensor
+    walks: list[Walk]
+    residuals: list[Tensor]
+
+    def state(self, circuit: int) -> list[State]:
+        """One circuit's state in every block."""
+        return [walk.state(circuit) for walk in self.walks]
+
+
+class EdgeRuns:
+    """Prompts ready to be run under circuits.
+
+    Args:
+        model: An open model.
+        tokens: Prompts; what writers add themselves is computed from them.
+        metric: What is read, one answer a prompt.
+        ablation: What removed edges carry.
+        memory: Budget in bytes for one batch of circuits.
+
+    Raises:
+        PointUnavailable: the family's attention is out of reach.
+        PairLengthMismatch: the prompts that removed edges' values are from are of other lengths.
+
+    Cost: two forward passes; then one for each circuit, less what it shares with its base circuit.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokens: TokenBatch,
+        *,
+        metric: Metric,
+        ablation: EdgeAblation,
+        memory: int = DEFAULT_MEMORY,
+    ) -> None:
+        _refuse_out_of_reach(model)
+        self.model, self.tokens, self.metric, self.ablation = model, tokens, metric, ablation
+        self.wiring, self.memory = wiring_of(model), memory
+        self._attention = Attention(model.binding)
+        self._layers = [LayerParts(model.binding, layer) for layer in range(model.n_layers)]
+        self._places = Places(self.wiring, tuple(part.heads_are_coupled for part in self._layers))
+        self._is_open = False
+        self.n_walked = 0
+        self.blocks: list[Block] = []
+        self.rows: list[Tensor] = []
+        self._starts: list[State] = []
+        self._plain_starts: list[State] = []
+        self._measuring: list[Measuring] = []
+        with model.ready():
+            for rows in self._cut():
+                self._prepare(rows)
+        self._plain_starts = list(self._starts)
+        if isinstance(ablation, Constant):
+            self._starts = [
+                walk.state(0) for walk in self._walk(self.none[None], None, everything=True).walks
+            ]
+
+    @property
+    def n_rows(self) -> int:
+        """Prompts."""
+        return len(self.tokens)
+
+    @property
+    def every(self) -> Edges:
+        """All edges."""
+        return np.ones(self.wiring.n_edges, dtype=bool)
+
+    @property
+    def none(self) -> Edges:
+        """No edge."""
+        return np.zeros(self.wiring.n_edges, dtype=bool)
+
+    @property
+    def start(self) -> list[State]:
+        """The state of the circuit without edges, a block."""
+        return self._starts
+
+    def needed(self, edges: Edges) -> np.ndarray:
+        """Writers from which the logits can be reached over some edges, [writer] truth values."""
+        return self._places.needed(edges)
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Hold the model for a series of runs; each run does so by itself otherwise."""
+        if self._is_open:
+            yield
+            return
+        with ExitStack() as stack:
+            stack.enter_context(self.model.ready())
+            stack.enter_context(self._attention.standing())
+            self._is_open = True
+            try:
+                yield
+            finally:
+                self._is_open = False
+
+    def measure(self, circuits: Sequence[Edges] | np.ndarray) -> Tensor:
+        """The metric under circuits, [circuit, row], float64 on the CPU."""
+        circuits = self._as_masks(circuits)
+        size = self.batch_size
+        parts = [self.walk(circuits[i : i + size]).values for i in range(0, len(circuits), size)]
+        return torch.cat(parts)
+
+    def walk(self, circuits: np.ndarray, base: list[State] | None = None) -> Walked:
+        """Circuits as differences from a base circuit that ran; the caller keeps to `batch_size`."""
+        return self._walk(circuits, base, everything=False)
+
+    def state(self, edges: Edges) -> list[State]:
+        """The state of a circuit in every block."""
+        return self.walk(edges[None]).state(0)
+
+    def measure_weighted(self, weights: Tensor, *, constants: Tensor | None = None) -> Tensor:
+        """The metric with edges kept in part, [circuit, edge] to [circuit, row]; gradients flow to the weights.
+
+        Args:
+            weights: 1 keeps an edge, 0 removes it.
+            constants: Values that removed edges carry, [writer, d_model], in place of the ablation's; gradients
+                flow to them too.
+        """
+        with torch.enable_grad():
+            return torch.cat(
+                [m.of(r) for m, r in zip(self._measuring, self._weighted(weights, constants), strict=True)],
+                dim=1,
+            )
+
+    def logits_weighted(self, weights: Tensor, *, constants: Tensor | None = None) -> Tensor:
+        """As `measure_weighted`, but all logits at the positions read, [circuit, row, read, d_vocab]."""
+        with torch.enable_grad():
+            residuals = self._weighted(weights, constants)
+            return torch.cat([m.logits(r) for m, r in zip(self._measuring, residuals, strict=True)], dim=1)
+
+    def logits(self, circuits: Sequence[Edges] | np.ndarray) -> Tensor:
+        """All logits at the positions read, [circuit, row, read, d_vocab]."""
+        with torch.no_grad():
+            walked = self._walk(self._as_masks(circuits), None, everything=False)
+            parts = zip(self._measuring, walked.residuals, strict=True)
+            return torch.cat([m.logits(r) for m, r in parts], dim=1)
+
+    @property
+    def batch_size(self) -> int:
+        """Most circuits at once under the memory budget."""
+        wiring, block = self.wiring, max(self.blocks, key=lambda b: b.n_tokens)
+        vectors = self._places.n_writers + 3 * self._places.n_readers + 8
+        per_circuit = block.n_tokens * vectors * self.model.d_model * self.model.dtype.itemsize
+        per_circuit += wiring.n_heads * block.n_tokens * block.shape[1] * self.model.dtype.itemsize
+        return max(1, self.memory // per_circuit)
+
+    def _as_masks(self, circuits: Sequence[Edges] | np.ndarray) -> np.ndarray:
+        masks = np.asarray(circuits, dtype=bool)
+        if masks.ndim != 2 or masks.shape[1] != self.wiring.n_edges:
+            raise ShapeError(
+                "These are not circuits of this model.",
+                got=f"edges of shape {list(masks.shape)}",
+                because=f"the model has {self.wiring.n_edges} edges",
+                instead="[circuit, edge] truth values in the order of Wiring.edges()",
+            )
+        return masks
+
+    def _walk(self, circuits: np.ndarray, base: list[State] | None, *, everything: bool) -> Walked:
+        starts = self._starts if base is None else base
+        walks, values, residuals = [], [], []
+        with torch.no_grad(), self.open():
+            for block, state, measuring in zip(self.blocks, starts, self._measuring, strict=True):
+                walk = Walk(block, state, circuits, everything)
+                residual = walk.run()
+                values.append(measuring.of(residual).double().cpu())
+                walks.append(walk)
+                residuals.append(residual)
+        self.n_walked += len(circuits)
+        return Walked(torch.cat(values, dim=1), walks, residuals)
+
+    def _weighted(self, weights: Tensor, constants: Tensor | None) -> list[Tensor]:
+        found = []
+        with torch.inference_mode(False), torch.enable_grad(), self.open():
+            for block, state in zip(self.blocks, self._plain_starts, strict=True):
+                if constants is not None:
+                    reads = len(block.reads)
+                    block = block.with_ablated(
+                        constant_values(constants, self._places, block.n_tokens, reads)
+                    )
+                    state = block.start(state.projections)
+                found.append(Walk(block, state, weights).run())
+        return found
+
+    def _cut(self) -> list[Tensor]:
+        """Rows of each block: as many as leave room for a few circuits at once."""
+        vectors = 3 * self._places.n_writers + 4 * self._places.n_readers
+        per_row = self.tokens.shape[1] * vectors * self.model.d_model * self.model.dtype.itemsize
+        size = max(1, self.memory // (2 * per_row))
+        return [torch.arange(i, min(i + size, self.n_rows)) for i in range(0, self.n_rows, size)]
+
+    def _prepare(self, rows: Tensor) -> None:
+        binding = self.model.binding
+        frame = Frame.of(self.tokens.select(rows.tolist()))
+        run = record_run(binding, self._layers, frame)
+        columns = read_columns(frame, self.metric.reading().positions)
+        width = frame.ids.shape[1]
+        reads = (torch.arange(len(rows))[:, None] * width + columns).flatten().to(run.embed.device)
+        ablated, projections = self._ablated(rows, run, reads)
+        block = Block(
+            self._attention,
+            self._layers,
+            self._places,
+            (len(rows), width),
+            reads,
+            columns.shape[1],
+            run,
+            ablated,
+        )
+        run.heads, run.mlps = [], []  # only what the block needs is kept
+        self.blocks.append(block)
+        self.rows.append(rows)
+        self._starts.append(block.start(projections))
+        metric = self.metric.select(rows.tolist())
+        self._measuring.append(Measuring(metric, len(rows), head_of(binding)))
+
+    def _ablated(self, rows: Tensor, run: Recorded, reads: Tensor) -> tuple[Values, list[Tensor]]:
+        """Values of removed edges, and the projections of the run that they are from."""
+        if isinstance(self.ablation, Constant):
+            values = self.ablation.values.tensor.to(run.embed)
+            return constant_values(values, self._places, len(run.embed), len(reads)), run.projections
+        _refuse_other_lengths(self.tokens, self.ablation)
+        frame = Frame.of(self.ablation.prompts.select(rows.tolist()))
+        other = record_run(self.model.binding, self._layers, frame)
+        return values_of(other, reads), other.projections
+
+
+def _refuse_out_of_reach(model: Model) -> None:
+    if not model.binding.anatomy.attention.has_interface:
+        raise PointUnavailable(
+            f"Edges into the heads of {model.binding.anatomy.family} are out of reach.",
+            got=type(model.hf).__name__,
+            because="its attention does not call the library's attention interface",
+            instead="a family that does (mechscope doctor MODEL), or head-level patching",
+        )
+
+
+def _refuse_other_lengths(tokens: TokenBatch, ablation: Resampled) -> None:
+    other = ablation.prompts
+    if tokens.shape != other.shape or not torch.equal(tokens.n_pad, other.n_pad):
+        raise PairLengthMismatch(
+            "The prompts that removed edges' values come from are of other lengths.",
+            got=f"{list(tokens.shape)} tokens and {list(other.shape)}",
+            because="values are taken from the same position of the twin prompt",
+            instead="pairs of equal lengths, or a mean ablation",
+        )

@@ -1,4 +1,4 @@
-"""The fingerprint of an open model: which weights, in which precision, wired how."""
+"""The fingerprint of an open model: which weights, in which precision, wired how; and that of its tokenizer."""
 
 import json
 from typing import Any
@@ -30,3 +30,14 @@ def fingerprint_of(hf: nn.Module, *, name: str, family: str, revision: str, dtyp
         n_parameters=sum(parameter.numel() for parameter in hf.parameters()),
         config_sha256=hash_json(wiring),
     )
+
+
+def tokenizer_sha256_of(tokenizer: Any) -> str:
+    """Hash of what a tokenizer does: its rules where it can tell them, else its vocabulary. "" without one."""
+    if tokenizer is None:
+        return ""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = tokenizer.get_vocab() if backend is None else json.loads(backend.to_str())
+    if backend is not None:  # how it was last called is not what it is
+        rules |= {"padding": None, "truncation": None}
+    return hash_json({"rules": rules, "special": sorted(tokenizer.all_special_ids)})

@@ -164,6 +164,10 @@ class Reader:
             instead="choose a word that the tokenizer keeps whole, or give its first token's id",
         )
 
+    def ids_of_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts of any length, as the tokenizer gives them, its beginning-of-sequence token included once."""
+        return self._encode(list(texts))[0] if texts else []
+
     def strings(self, ids: Sequence[int]) -> list[str]:
         """One readable string per id."""
         if self.tokenizer is None:

@@ -1,0 +1,289 @@
+"""Store: harvested activations on disk, or behind any address that fsspec knows.
+
+A folder of safetensors shards, one a block, and a manifest that names each with its size and checksum. A shard
+counts once the manifest names it, so that a torn one is written again; a shortened or altered one is refused.
+"""
+
+import errno
+import hashlib
+import json
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechscope.engine.harvest.blocks import ModelBlocks
+from mechscope.engine.harvest.places import Place, place_of
+from mechscope.models.fingerprinting import tokenizer_sha256_of
+from mechscope.records.canonical import readable_json
+from mechscope.vocabulary.errors import BadFile, ChecksumMismatch, DiskFull
+from mechscope.vocabulary.sites import Site
+
+MANIFEST = "manifest.json"
+FORMAT = "mechscope activations 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One shard as the manifest names it."""
+
+    file: str
+    n_tokens: int
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a store holds.
+
+    Args:
+        sites: What each site carries at one position, by name.
+        dtype: Of the values.
+        model: Fingerprint of the model, as JSON.
+        tokenizer_sha256: Of its tokenizer.
+        data_sha256: Of the tokens.
+        has_bos: Whether rows begin with a beginning-of-sequence token.
+        rows_per_shard: Rows of the corpus in a shard.
+        n_shards: Shards when complete.
+        shards: Those that are written.
+    """
+
+    sites: dict[str, list[int]]
+    dtype: str
+    model: dict[str, Any]
+    tokenizer_sha256: str
+    data_sha256: str
+    has_bos: bool | None
+    rows_per_shard: int
+    n_shards: int
+    shards: tuple[Shard, ...] = field(default=())
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.shards) == self.n_shards
+
+    def to_text(self) -> str:
+        """The manifest file."""
+        return readable_json({"format": FORMAT, **asdict(self)})
+
+
+def save_activations(
+    blocks: ModelBlocks,
+    folder: str | Path,
+    *,
+    report: Callable[[int, int], None] | None = None,
+    stop_after: int | None = None,
+) -> "ActivationStore":
+    """Harvest every block into a folder; called again, it goes on where it was interrupted.
+
+    Args:
+        blocks: What to harvest; `blocks.dtype` is the dtype on disk.
+        folder: A path or an fsspec address ("s3://bucket/name").
+        report: Called as report(shards written, shards in all).
+        stop_after: Write at most so many new shards.
+
+    Raises:
+        BadFile: the folder holds a harvest of something else.
+        DiskFull: no room; what is named in the manifest is whole.
+
+    Cost: the forward passes; writing and hashing happen in a thread beside them.
+    """
+    place = place_of(folder)
+    wanted = _manifest_of(blocks)
+    manifest = _resumed(place, wanted)
+    todo = range(len(manifest.shards), manifest.n_shards)[:stop_after]
+    with _Writer(place, manifest, report) as writer:
+        for index in todo:
+            values = {str(site): value.cpu() for site, value in blocks.block(index).items()}
+            writer.put(values | {f"tokens/{k}": v for k, v in blocks.tokens_of(index).items()})
+    return ActivationStore(folder)
+
+
+class ActivationStore:
+    """Activations read back, block by block; satisfies `Blocks`.
+
+    Args:
+        folder: What `save_activations` wrote.
+
+    Raises:
+        BadFile: no manifest, or not of this format.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.place = place_of(folder)
+        self.manifest = read_manifest(self.place)
+        self._checked: set[str] = set()
+
+    @cached_property
+    def shapes(self) -> dict[Site, tuple[int, ...]]:
+        return {Site.parse(name): tuple(shape) for name, shape in self.manifest.sites.items()}
+
+    @property
+    def sizes(self) -> list[int]:
+        return [shard.n_tokens for shard in self.manifest.shards]
+
+    def block(self, index: int) -> dict[Site, Tensor]:
+        """Values of one shard by site, [tokens, width].
+
+        Raises:
+            ChecksumMismatch: the shard was shortened or altered.
+        """
+        return {Site.parse(k): v for k, v in self._open(index).items() if not k.startswith("tokens/")}
+
+    def tokens_of(self, index: int) -> dict[str, Tensor]:
+        """Token id, row of the corpus and position of every value of a shard."""
+        return {k.removeprefix("tokens/"): v for k, v in self._open(index).items() if k.startswith("tokens/")}
+
+    def _open(self, index: int) -> dict[str, Tensor]:
+        from safetensors.torch import load
+
+        shard = self.manifest.shards[index]
+        data = self.place.read(shard.file)
+        if len(data) != shard.n_bytes:
+            raise _altered(shard, f"{len(data)} bytes, {shard.n_bytes} on record")
+        if shard.file not in self._checked:
+            if (found := hashlib.sha256(data).hexdigest()) != shard.sha256:
+                raise _altered(shard, f"sha256 {found[:12]}, on record {shard.sha256[:12]}")
+            self._checked.add(shard.file)
+        return load(data)
+
+
+def read_manifest(place: Place) -> Manifest:
+    """The manifest of a store.
+
+    Raises:
+        BadFile
+    """
+    try:
+        saved = json.loads(place.read(MANIFEST))
+        if saved.pop("format") != FORMAT:
+            raise BadFile(f"{place} is of another format.", got=place, instead=FORMAT)
+        shards = tuple(Shard(**shard) for shard in saved.pop("shards"))
+        return Manifest(**saved, shards=shards)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadFile(
+            f"{place} is no store of activations.",
+            got=place,
+            because=f"its {MANIFEST} is missing or not whole: {error}",
+            instead="a folder that save_activations wrote",
+        ) from error
+
+
+def _manifest_of(blocks: ModelBlocks) -> Manifest:
+    dtype = blocks.dtype or blocks.model.dtype
+    return Manifest(
+        sites={str(site): list(shape) for site, shape in blocks.shapes.items()},
+        dtype=str(dtype).removeprefix("torch."),
+        model=blocks.model.fingerprint.model_dump(),
+        tokenizer_sha256=tokenizer_sha256_of(blocks.model.tokenizer),
+        data_sha256=blocks.corpus.data_sha256,
+        has_bos=blocks.corpus.has_bos,
+        rows_per_shard=blocks.rows_per_block,
+        n_shards=len(blocks.sizes),
+    )
+
+
+def _resumed(place: Place, wanted: Manifest) -> Manifest:
+    if not place.has(MANIFEST):
+        return wanted
+    found = read_manifest(place)
+    if (bare := replace(found, shards=())) != wanted:
+        differing = [name for name in asdict(bare) if getattr(bare, name) != getattr(wanted, name)]
+        raise BadFile(
+            f"{place} holds a harvest of something else.",
+            got=", ".join(differing),
+            because="shards of two harvests must not be mixed",
+            instead="an empty folder, or the same model, text, sites and dtype",
+        )
+    return found
+
+
+def _altered(shard: Shard, got: str) -> ChecksumMismatch:
+    return ChecksumMismatch(
+        f"{shard.file} is not the shard that was written.",
+        got=got,
+        because="it was shortened or altered since",
+        instead="delete the entry from the manifest's end and harvest again, or restore the file",
+    )
+
+
+class _Writer:
+    """A thread that writes shards one after the other; the model goes on meanwhile, at most one shard ahead."""
+
+    def __init__(self, place: Place, manifest: Manifest, report: Callable[[int, int], None] | None) -> None:
+        self.place, self.manifest, self.report = place, manifest, report
+        self._queue: queue.Queue[dict[str, Tensor] | None] = queue.Queue(maxsize=1)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "_Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if kind is None:
+            self._raise()
+
+    def put(self, tensors: dict[str, Tensor]) -> None:
+        """Hand over a shard.
+
+        Raises:
+            DiskFull: an earlier one could not be written.
+        """
+        self._raise()
+        self._queue.put(tensors)
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (tensors := self._queue.get()) is not None:
+            if self._error is None:
+                try:
+                    self._write(tensors)
+                except BaseException as error:
+                    self._error = _explained(error, self.manifest)
+
+    def _write(self, tensors: dict[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        index = len(self.manifest.shards)
+        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        file = f"shard-{index:05d}.safetensors"
+        self.place.write(file, data)
+        n_tokens = len(next(iter(tensors.values())))
+        shard = Shard(
+            file=file, n_tokens=n_tokens, n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
+        )
+        grown = replace(self.manifest, shards=(*self.manifest.shards, shard))
+        self.place.write(MANIFEST, grown.to_text().encode())
+        self.manifest = grown
+        if self.report is not None:
+            self.report(len(grown.shards), grown.n_shards)
+
+
+def _explained(error: BaseException, manifest: Manifest) -> BaseException:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(
+            "There is no room for another shard.",
+            got=str(error),
+            because=f"{len(manifest.shards)} of {manifest.n_shards} shards are written and whole",
+            instead="make room and run the same command again: it goes on from there",
+        )
+    return error
+
+
+def rows_for(corpus_lengths: Sequence[int] | Tensor, width_bytes: int, budget_bytes: int = 2**28) -> int:
+    """Rows whose activations fit a budget, at least one."""
+    mean = float(torch.as_tensor(corpus_lengths).double().mean())
+    return max(1, int(budget_bytes / max(1.0, mean * width_bytes)))

@@ -8,7 +8,8 @@
     │                        TrainingMode
     ├── InterventionError    UnresolvedIntervention, InterventionMismatch, NotSerializable
     ├── EvidenceError        BadClaim, ClaimEdited, HeldOutOpened, NotEnoughEvidence, NotReproduced
-    ├── DictionaryError      UnknownGate, DictionaryMismatch, FoldingError, NonFiniteActivations
+    ├── DictionaryError      UnknownGate, AmbiguousDictionary, DictionaryMismatch, FoldingError,
+    │                        NonFiniteActivations
     ├── FileError            UnsafeFile, BadFile, ChecksumMismatch, DiskFull
     ├── RegistrationError    a method, family or point registered twice or half
     └── OptionalPackageMissing
@@ -217,6 +218,10 @@ class DictionaryError(MechscopeError):
 
 class UnknownGate(DictionaryError):
     """A gate rule that is not known, or one without what it needs."""
+
+
+class AmbiguousDictionary(DictionaryError):
+    """A dictionary's file that leaves open how codes are computed, or where; the message asks the question."""
 
 
 class DictionaryMismatch(DictionaryError):

@@ -293,10 +293,10 @@ def _as_theirs(dictionary: Dictionary) -> tuple[str, dict[str, Tensor], dict[str
     if gate.rule == "gated" and settings.applies_b_dec_to_input:
         more = {"r_mag": own["r_mag"], "gate_bias": own["b_gate"], "mag_bias": own["b_mag"]}
         return "GatedAutoEncoder", linear | more | {"decoder_bias": own["b_dec"]}, {}
-    if gate.rule == "topk" and settings.applies_b_dec_to_input and gate.negatives == "zeroed":
-        if gate.compares == "pre":
-            buffers = {"k": torch.tensor(gate.k, dtype=torch.int), "threshold": torch.tensor(-1.0)}
-            return "AutoEncoderTopK", linear | buffers | {"b_dec": own["b_dec"]}, {"k": gate.k}
+    is_plain = gate.negatives == "zeroed" and gate.compares == "pre"
+    if gate.rule == "topk" and settings.applies_b_dec_to_input and is_plain:
+        buffers = {"k": torch.tensor(gate.k, dtype=torch.int), "threshold": torch.tensor(-1.0)}
+        return "AutoEncoderTopK", linear | buffers | {"b_dec": own["b_dec"]}, {"k": gate.k}
     if gate.rule == "jumprelu":
         return _jumprelu_as_theirs(dictionary, linear)
     raise cannot_write(

@@ -69,7 +69,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     """
     refuse_unless_file(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves a file that it opened itself open when the archive is torn
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name].copy()) for name in archive.files}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise BadFile(

@@ -165,7 +165,8 @@ def _normalization(
         norm = stated.get(side, stated.get(hook)) if norm is None else float(norm)
         scale = None if norm is None else port[0].width ** 0.5 / float(norm)
         if scale is None and (side == "in" or ports[0] != ports[1]):
-            question = f"By which number were the values {'read' if side == 'in' else 'written'} multiplied in training?"
+            verb = "read" if side == "in" else "written"
+            question = f"By which number were the values {verb} multiplied in training?"
             scale = float(
                 answers.needed("scale", question, readings="sqrt(d) / mean norm; 1 if it is folded")
             )

@@ -5,7 +5,7 @@ A checkpoint has the file names of an inference folder, but keeps `batchtopk` wi
 nothing is dropped. Their top-k with rescaled codes is kept as the same function on unit decoder rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,7 @@ def _settle_threshold(reading: Reading) -> None:
 
 
 def _pursuit(reading: Reading) -> Gate:
-    """Their step is x . d, ours divides by |d|^2: the same for unit rows only. They write b_dec only if they read it."""
+    """Their step is x . d, ours divides by |d|^2: equal for unit rows only. b_dec is written only if it is read."""
     tensors, config = reading.tensors, reading.config
     norms = tensors["W_dec"].to(torch.float64).norm(dim=-1)
     if not torch.allclose(norms, torch.ones_like(norms), atol=1e-4):
@@ -360,8 +360,6 @@ def _with_basis(reading: Reading, settings: Settings) -> Settings:
 
 def _centred(reading: Reading, settings: Settings) -> Settings:
     """The encoder reads x less its own mean. What is written stays centred, which norms cannot tell."""
-    from dataclasses import replace
-
     tensors = reading.tensors
     if settings.normalization.is_pending or "W_enc" not in tensors:
         raise DictionaryError(

@@ -1,0 +1,550 @@
+"""Fixtures: tiny folders in other libraries' formats, made from the written rules alone; none of our writers is used.
+
+Run as a script it writes `fixtures/` anew: `python tests/dictionaries/formats/written.py`. A test compares what is
+checked in with what this makes.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+D, F, L = 6, 8, 3
+SCALE = 0.4
+Write = Callable[[Path], None]
+CASES: dict[str, Write] = {}
+
+
+def case(write: Write) -> Write:
+    CASES[write.__name__] = write
+    return write
+
+
+def draw(name: str, *shape: int, size: float = 1.0, seed: int = 0) -> Tensor:
+    """Random numbers that depend on a name, so that a new tensor moves no other."""
+    generator = torch.Generator().manual_seed(seed * 1000 + sum(ord(c) * (i + 1) for i, c in enumerate(name)))
+    return torch.randn(shape, generator=generator) * size
+
+
+def positive(name: str, *shape: int, seed: int = 0) -> Tensor:
+    return draw(name, *shape, seed=seed).abs() * 0.3 + 0.1
+
+
+def plain(d_out: int = D, seed: int = 0) -> dict[str, Tensor]:
+    """W_enc (D, F), b_enc, W_dec (F, d_out), b_dec."""
+    return {
+        "W_enc": draw("W_enc", D, F, size=0.5, seed=seed),
+        "b_enc": draw("b_enc", F, size=0.2, seed=seed),
+        "W_dec": draw("W_dec", F, d_out, size=0.6, seed=seed),
+        "b_dec": draw("b_dec", d_out, size=0.3, seed=seed),
+    }
+
+
+def put(folder: Path, name: str, value: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".json"):
+        path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    elif name.endswith(".yaml"):
+        path.write_text("".join(f"{key}: {one}\n" for key, one in value.items()))
+    elif name.endswith(".npz"):
+        np.savez(path, **{key: one.numpy() for key, one in value.items()})
+    elif name.endswith(".pt"):
+        torch.save(value, path)
+    else:
+        save_file({key: one.contiguous() for key, one in value.items()}, path)
+
+
+# --- SAELens ---------------------------------------------------------------------------------------------------
+
+
+def version_6(architecture: str, **more: Any) -> dict[str, Any]:
+    metadata = {"sae_lens_version": "6.54.12", "model_name": "gpt2", "hook_name": "blocks.1.hook_resid_post"}
+    metadata |= {"hook_name_out": None, "hook_head_index": None, "prepend_bos": True} | more.pop(
+        "metadata", {}
+    )
+    config = {"architecture": architecture, "d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu"}
+    config |= {"apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none"}
+    return config | more | {"metadata": metadata}
+
+
+def sae_lens(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    put(folder, "cfg.json", config)
+    put(folder, "sae_weights.safetensors", tensors)
+
+
+@case
+def sae_lens_standard(folder: Path) -> None:
+    sae_lens(folder, version_6("standard"), plain())
+
+
+@case
+def sae_lens_topk(folder: Path) -> None:
+    sae_lens(folder, version_6("topk", k=3, apply_b_dec_to_input=False), plain())
+
+
+@case
+def sae_lens_topk_rescaled(folder: Path) -> None:
+    sae_lens(folder, version_6("topk", k=3, rescale_acts_by_decoder_norm=True), plain())
+
+
+@case
+def sae_lens_abstopk(folder: Path) -> None:
+    sae_lens(folder, version_6("abstopk", k=3), plain())
+
+
+@case
+def sae_lens_jumprelu(folder: Path) -> None:
+    threshold = positive("threshold", F)
+    threshold[0] = -0.5  # acts as zero: they take the positive part as well
+    sae_lens(folder, version_6("jumprelu", apply_b_dec_to_input=False), plain() | {"threshold": threshold})
+
+
+@case
+def sae_lens_gated(folder: Path) -> None:
+    tensors = {name: one for name, one in plain().items() if name != "b_enc"}
+    tensors |= {name: draw(name, F, size=0.3) for name in ("b_gate", "b_mag", "r_mag")}
+    sae_lens(folder, version_6("gated"), tensors)
+
+
+@case
+def sae_lens_matching_pursuit(folder: Path) -> None:
+    tensors = {name: one for name, one in plain().items() if name in ("W_dec", "b_dec")}
+    tensors["W_dec"] = tensors["W_dec"] / tensors["W_dec"].norm(dim=1, keepdim=True)
+    sae_lens(folder, version_6("matching_pursuit", max_iterations=3, residual_threshold=0.2), tensors)
+
+
+@case
+def sae_lens_layer_norm(folder: Path) -> None:
+    sae_lens(folder, version_6("standard", normalize_activations="layer_norm"), plain())
+
+
+@case
+def sae_lens_constant_norm(folder: Path) -> None:
+    config = version_6("standard", normalize_activations="constant_norm_rescale", apply_b_dec_to_input=False)
+    sae_lens(folder, config, plain())
+
+
+@case
+def sae_lens_whitened(folder: Path) -> None:
+    config = version_6("jumprelu", normalize_activations="covariance_whitening")
+    sae_lens(folder, config, plain() | {"threshold": positive("threshold", F)})
+    matrix = draw("matrix", D, D, size=0.4) + torch.eye(D)
+    whitening = {"mean": draw("mean", D), "matrix": matrix, "inverse_matrix": torch.linalg.inv(matrix)}
+    put(folder, "activation_whitening.safetensors", whitening)
+
+
+@case
+def sae_lens_hook_z(folder: Path) -> None:
+    metadata = {"hook_name": "blocks.1.attn.hook_z"}
+    sae_lens(folder, version_6("standard", reshape_activations="hook_z", metadata=metadata), plain())
+
+
+@case
+def sae_lens_centred(folder: Path) -> None:
+    metadata = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    sae_lens(folder, version_6("standard", metadata=metadata), plain())
+
+
+def transcoder(architecture: str, **more: Any) -> dict[str, Any]:
+    metadata = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": "blocks.1.hook_mlp_out"}
+    return version_6(architecture, d_out=4, apply_b_dec_to_input=False, metadata=metadata, **more)
+
+
+@case
+def sae_lens_transcoder(folder: Path) -> None:
+    sae_lens(folder, transcoder("transcoder"), plain(4))
+
+
+@case
+def sae_lens_skip_transcoder(folder: Path) -> None:
+    sae_lens(folder, transcoder("skip_transcoder"), plain(4) | {"W_skip": draw("W_skip", 4, D, size=0.3)})
+
+
+@case
+def sae_lens_jumprelu_skip_transcoder(folder: Path) -> None:
+    tensors = plain(4) | {"W_skip": draw("W_skip", 4, D, size=0.3), "threshold": positive("threshold", F)}
+    sae_lens(folder, transcoder("jumprelu_skip_transcoder"), tensors)
+
+
+@case
+def sae_lens_checkpoint_batchtopk(folder: Path) -> None:
+    config = version_6("batchtopk", k=2.5, rescale_acts_by_decoder_norm=True)
+    config["normalize_activations"] = "expected_average_only_in"
+    sae_lens(folder, config, plain() | {"topk_threshold": torch.tensor(0.45, dtype=torch.float64)})
+    put(folder, "activation_scaler.json", {"scaling_factor": SCALE, "has_whitening": False})
+
+
+@case
+def sae_lens_checkpoint_matryoshka(folder: Path) -> None:
+    config = version_6(
+        "matryoshka_batchtopk", k=2, rescale_acts_by_decoder_norm=False, matryoshka_widths=[2, 4, F]
+    )
+    sae_lens(folder, config, plain() | {"topk_threshold": torch.tensor(0.2, dtype=torch.float64)})
+
+
+@case
+def sae_lens_checkpoint_log_threshold(folder: Path) -> None:
+    config = version_6("jumprelu", jumprelu_bandwidth=0.05)
+    sae_lens(folder, config, plain() | {"log_threshold": positive("threshold", F).log()})
+
+
+@case
+def sae_lens_flat(folder: Path) -> None:
+    config = {"d_in": D, "d_sae": F, "dtype": "torch.float32", "hook_point": "blocks.1.hook_resid_post"}
+    config |= {"hook_point_head_index": None, "activation_fn_str": "relu", "normalize_activations": False}
+    config |= {"model_name": "gpt2-small", "context_size": 128}
+    sae_lens(folder, config, plain() | {"scaling_factor": torch.ones(F)})
+
+
+@case
+def sae_lens_flat_topk(folder: Path) -> None:
+    config = {"d_in": D, "d_sae": F, "dtype": "float32", "hook_name": "blocks.1.hook_resid_post"}
+    config |= {"activation_fn": "topk", "activation_fn_kwargs": {"k": 2}, "architecture": "standard"}
+    config |= {
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "layer_norm",
+        "sae_lens_version": "5.10.3",
+    }
+    sae_lens(folder, config, plain())
+
+
+@case
+def sae_lens_flat_scaled(folder: Path) -> None:
+    config = {"d_in": D, "d_sae": F, "dtype": "float32", "hook_name": "blocks.1.hook_resid_post"}
+    config |= {"normalize_activations": True, "finetuning_scaling_factor": True}
+    sae_lens(folder, config, plain() | {"scaling_factor": positive("scaling", F) + 0.7})
+
+
+# --- dictionary_learning ---------------------------------------------------------------------------------------
+
+
+def learning(name: str, **more: Any) -> dict[str, Any]:
+    trainer = {
+        "dict_class": name,
+        "trainer_class": "Trainer",
+        "activation_dim": D,
+        "dict_size": F,
+        "layer": 1,
+    }
+    trainer |= {"lm_name": "EleutherAI/pythia-70m", "submodule_name": "resid_post_layer_1"} | more
+    return {"trainer": trainer, "buffer": {"d_submodule": D, "io": "out", "ctx_len": 128}}
+
+
+def linear(*names: str) -> dict[str, Tensor]:
+    """Weights of linear layers, [out, in]."""
+    tensors = plain()
+    every = {"encoder.weight": tensors["W_enc"].T, "encoder.bias": tensors["b_enc"]}
+    every |= {
+        "decoder.weight": tensors["W_dec"].T,
+        "bias": tensors["b_dec"],
+        "decoder.bias": tensors["b_dec"],
+    }
+    every |= {"b_dec": tensors["b_dec"], "decoder_bias": tensors["b_dec"]}
+    return {name: every[name].contiguous() for name in ("encoder.weight", "decoder.weight", *names)}
+
+
+@case
+def learning_autoencoder(folder: Path) -> None:
+    put(folder, "ae.pt", linear("encoder.bias", "bias"))
+    put(folder, "config.json", learning("AutoEncoder"))
+
+
+@case
+def learning_autoencoder_new(folder: Path) -> None:
+    put(folder, "ae.pt", linear("encoder.bias", "decoder.bias"))
+    put(folder, "config.json", learning("AutoEncoderNew"))
+
+
+@case
+def learning_topk(folder: Path) -> None:
+    buffers = {"k": torch.tensor(3, dtype=torch.int32), "threshold": torch.tensor(-1.0)}
+    put(folder, "ae.pt", linear("encoder.bias", "b_dec") | buffers)
+    put(folder, "config.json", learning("AutoEncoderTopK", k=3))
+
+
+@case
+def learning_batchtopk(folder: Path) -> None:
+    buffers = {"k": torch.tensor(3, dtype=torch.int32), "threshold": torch.tensor(0.25)}
+    put(folder, "ae.pt", linear("encoder.bias", "b_dec") | buffers)
+    put(folder, "config.json", learning("BatchTopKSAE", k=3))
+
+
+@case
+def learning_backup(folder: Path) -> None:
+    buffers = {"k": torch.tensor(3, dtype=torch.int32), "threshold": torch.tensor(0.25)}
+    state = linear("encoder.bias", "b_dec") | buffers
+    put(folder, "ae.pt", {"step": 500, "ae": state, "optimizer": {}, "config": {}, "norm_factor": 1 / SCALE})
+    put(folder, "config.json", learning("BatchTopKSAE", k=3))
+
+
+@case
+def learning_matryoshka(folder: Path) -> None:
+    buffers = {"k": torch.tensor(3, dtype=torch.int32), "threshold": torch.tensor(0.25)}
+    put(folder, "ae.pt", plain() | buffers | {"group_sizes": torch.tensor([2, 2, 4])})
+    put(folder, "config.json", learning("MatryoshkaBatchTopKSAE", k=3))
+
+
+@case
+def learning_jumprelu(folder: Path) -> None:
+    put(folder, "ae.pt", plain() | {"threshold": positive("threshold", F)})
+    put(folder, "config.json", learning("JumpReluAutoEncoder"))
+
+
+@case
+def learning_gated(folder: Path) -> None:
+    gates = {"r_mag": draw("r_mag", F, size=0.3)}
+    gates |= {"gate_bias": draw("b_gate", F, size=0.3), "mag_bias": draw("b_mag", F, size=0.3)}
+    put(folder, "ae.pt", linear("decoder_bias") | gates)
+    put(folder, "config.json", learning("GatedAutoEncoder"))
+
+
+# --- sparsify --------------------------------------------------------------------------------------------------
+
+
+def by_rows(*, skip: bool = False) -> dict[str, Tensor]:
+    tensors = plain()
+    rows = {"encoder.weight": tensors["W_enc"].T, "encoder.bias": tensors["b_enc"]}
+    rows |= {"W_dec": tensors["W_dec"], "b_dec": tensors["b_dec"]}
+    return rows | ({"W_skip": draw("W_skip", D, D, size=0.3)} if skip else {})
+
+
+def sparsify(**more: Any) -> dict[str, Any]:
+    config = {
+        "activation": "topk",
+        "expansion_factor": 32,
+        "normalize_decoder": True,
+        "num_latents": F,
+        "k": 3,
+    }
+    return config | {"multi_topk": False, "skip_connection": False, "transcode": False, "d_in": D} | more
+
+
+@case
+def sparsify_topk(folder: Path) -> None:
+    put(folder / "layers.1", "sae.safetensors", by_rows())
+    put(folder / "layers.1", "cfg.json", sparsify())
+    put(folder, "config.json", {"model": "EleutherAI/pythia-70m", "hookpoints": ["layers.1"]})
+
+
+@case
+def sparsify_groupmax(folder: Path) -> None:
+    put(folder / "layers.1/seed1", "sae.safetensors", by_rows())
+    put(folder / "layers.1/seed1", "cfg.json", sparsify(activation="groupmax", k=4))
+
+
+@case
+def sparsify_skip_transcoder(folder: Path) -> None:
+    put(folder / "h.1.mlp", "sae.safetensors", by_rows(skip=True))
+    put(folder / "h.1.mlp", "cfg.json", sparsify(transcode=True, skip_connection=True))
+
+
+# --- Gemma Scope -----------------------------------------------------------------------------------------------
+
+
+@case
+def gemma_scope_res(folder: Path) -> None:
+    inside = folder / "gemma-scope-2b-pt-res/layer_1/width_16k/average_l0_3"
+    put(inside, "params.npz", plain() | {"threshold": positive("threshold", F)})
+
+
+@case
+def gemma_scope_embedding(folder: Path) -> None:
+    inside = folder / "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6"
+    put(inside, "params.npz", plain() | {"threshold": positive("threshold", F)})
+
+
+@case
+def gemma_scope_transcoder(folder: Path) -> None:
+    inside = folder / "gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_3"
+    put(inside, "params.npz", plain(4) | {"threshold": positive("threshold", F)})
+
+
+def lower(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.lower(): one for name, one in tensors.items()}
+
+
+@case
+def gemma_scope_2_transcoder(folder: Path) -> None:
+    tensors = lower(plain(4)) | {"threshold": positive("threshold", F)}
+    put(folder, "params.safetensors", tensors | {"affine_skip_connection": draw("W_skip", D, 4, size=0.3)})
+    module = "model.layers.1."
+    config = {"architecture": "jump_relu", "model_name": "google/gemma-3-1b-pt", "affine_connection": True}
+    config |= {"hf_hook_point_in": module + "pre_feedforward_layernorm.output"}
+    put(folder, "config.json", config | {"hf_hook_point_out": module + "post_feedforward_layernorm.output"})
+
+
+@case
+def gemma_scope_2_cross_layer(folder: Path) -> None:
+    for layer in range(L):
+        tensors = lower(plain(seed=layer)) | {"threshold": positive("threshold", F, seed=layer)}
+        tensors["w_dec"] = draw("W_dec all", F, L, D, size=0.4, seed=layer)
+        tensors["w_dec"][:, :layer] = 0
+        put(folder, f"layer_{layer}.safetensors", tensors)
+    module = "model.layers.0."
+    config = {"architecture": "jump_relu", "model_name": "google/gemma-3-1b-pt"}
+    config |= {"hf_hook_point_in": module + "pre_feedforward_layernorm.output"}
+    put(folder, "config.json", config | {"hf_hook_point_out": module + "post_feedforward_layernorm.output"})
+
+
+# --- Llama Scope -----------------------------------------------------------------------------------------------
+
+NORM_IN, NORM_OUT = 5.0, 3.0
+
+
+@case
+def llama_scope_1(folder: Path) -> None:
+    put(folder, "checkpoints/final.safetensors", linear("encoder.bias", "decoder.bias"))
+    hyperparameters = {"d_model": D, "d_sae": F, "hook_point_in": "blocks.1.hook_resid_post"}
+    hyperparameters |= {"hook_point_out": "blocks.1.hook_resid_post", "jump_relu_threshold": 0.3}
+    put(
+        folder,
+        "hyperparams.json",
+        hyperparameters | {"dataset_average_activation_norm": {"in": NORM_IN, "out": NORM_IN}},
+    )
+
+
+@case
+def llama_scope_1_transcoder(folder: Path) -> None:
+    put(folder, "checkpoints/final.safetensors", linear("encoder.bias", "decoder.bias"))
+    hyperparameters = {"d_model": D, "d_sae": F, "hook_point_in": "blocks.1.ln2.hook_normalized"}
+    hyperparameters |= {"hook_point_out": "blocks.1.hook_mlp_out", "jump_relu_threshold": 0.3}
+    norms = {"dataset_average_activation_norm": {"in": NORM_IN, "out": NORM_OUT}}
+    put(folder, "hyperparams.json", hyperparameters | norms)
+
+
+@case
+def llama_scope_distilled(folder: Path) -> None:
+    threshold = positive("threshold", F).log()
+    put(
+        folder,
+        "sae_weights.safetensors",
+        linear("encoder.bias", "decoder.bias") | {"log_jumprelu_threshold": threshold},
+    )
+    config = {
+        "sae_type": "sae",
+        "d_model": D,
+        "expansion_factor": 1,
+        "hook_point_in": "blocks.1.hook_resid_post",
+    }
+    put(folder, "config.json", config | {"hook_point_out": "blocks.1.hook_resid_post", "act_fn": "jumprelu"})
+
+
+@case
+def llama_scope_current(folder: Path) -> None:
+    tensors = plain()
+    names = {"W_enc": "W_E", "b_enc": "b_E", "W_dec": "W_D", "b_dec": "b_D"}
+    hook = "blocks.1.hook_resid_post"
+    saved = {names[name]: one for name, one in tensors.items()}
+    saved |= {"activation_function.log_jumprelu_threshold": positive("threshold", F).log()}
+    saved |= {f"dataset_average_activation_norm.{hook}": torch.tensor(NORM_IN)}
+    put(folder, "sae_weights.safetensors", saved)
+    config = {
+        "sae_type": "sae",
+        "d_model": D,
+        "hook_point_in": hook,
+        "hook_point_out": hook,
+        "act_fn": "jumprelu",
+    }
+    put(
+        folder,
+        "config.json",
+        config | {"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": True},
+    )
+
+
+@case
+def llama_scope_cross_layer(folder: Path) -> None:
+    """Decoders grouped by the layer WRITTEN: W_D.j is (j + 1, F, D)."""
+    saved = {"W_E": draw("W_E", L, D, F, size=0.5), "b_E": draw("b_E", L, F, size=0.2)}
+    for j in range(L):
+        saved |= {
+            f"W_D.{j}": draw(f"W_D.{j}", j + 1, F, D, size=0.4),
+            f"b_D.{j}": draw(f"b_D.{j}", D, size=0.3),
+        }
+    reads = [f"blocks.{i}.hook_resid_mid" for i in range(L)]
+    writes = [f"blocks.{i}.hook_mlp_out" for i in range(L)]
+    for index, hook in enumerate(reads + writes):
+        saved[f"dataset_average_activation_norm.{hook}"] = torch.tensor(2.0 + index)
+    put(folder, "sae_weights.safetensors", saved)
+    config = {"sae_type": "clt", "d_model": D, "act_fn": "relu", "norm_activation": "dataset-wise"}
+    put(folder, "config.json", config | {"hook_points_in": reads, "hook_points_out": writes})
+
+
+# --- OpenAI ----------------------------------------------------------------------------------------------------
+
+
+def openai(activation: str, state: dict[str, Any]) -> dict[str, Any]:
+    tensors = plain()
+    saved = {
+        "encoder.weight": tensors["W_enc"].T.contiguous(),
+        "decoder.weight": tensors["W_dec"].T.contiguous(),
+    }
+    saved |= {
+        "pre_bias": tensors["b_dec"],
+        "latent_bias": tensors["b_enc"],
+        "stats_last_nonzero": torch.zeros(F),
+    }
+    return saved | {"activation": activation, "activation_state_dict": state}
+
+
+@case
+def openai_topk(folder: Path) -> None:
+    put(folder, "8.pt", openai("TopK", {"k": 3}))
+
+
+@case
+def openai_relu(folder: Path) -> None:
+    put(folder, "8.pt", openai("ReLU", {}))
+
+
+# --- circuit-tracer --------------------------------------------------------------------------------------------
+
+
+def tracer(kind: str, **more: Any) -> dict[str, Any]:
+    config = {"model_name": "google/gemma-2-2b", "model_kind": kind, "feature_input_hook": "mlp.hook_in"}
+    return config | {"feature_output_hook": "hook_mlp_out", "scan": "tiny"} | more
+
+
+def one_layer(layer: int) -> dict[str, Tensor]:
+    tensors = plain(seed=layer)
+    return tensors | {"W_enc": tensors["W_enc"].T}
+
+
+@case
+def tracer_transcoders(folder: Path) -> None:
+    for layer in range(L):
+        threshold = {"activation_function.threshold": positive("threshold", F, seed=layer)}
+        skip = {"W_skip": draw("W_skip", D, D, size=0.3, seed=layer)}
+        put(folder, f"layer_{layer}.safetensors", one_layer(layer) | threshold | skip)
+    put(folder, "config.yaml", tracer("transcoder_set"))
+
+
+@case
+def tracer_topk(folder: Path) -> None:
+    put(folder, "layer_0.safetensors", one_layer(0) | {"k": torch.tensor(6)})
+    put(folder, "config.yaml", tracer("transcoder_set", activation="topk"))
+
+
+@case
+def tracer_cross_layer(folder: Path) -> None:
+    for layer in range(L):
+        tensors = one_layer(layer)
+        encoder = {f"{name}_{layer}": tensors[name] for name in ("W_enc", "b_enc", "b_dec")}
+        encoder[f"threshold_{layer}"] = positive("threshold", F, seed=layer)
+        put(folder, f"W_enc_{layer}.safetensors", encoder)
+        decoder = draw("W_dec all", F, L - layer, D, size=0.4, seed=layer)
+        put(folder, f"W_dec_{layer}.safetensors", {f"W_dec_{layer}": decoder})
+    put(folder, "config.yaml", tracer("cross_layer_transcoder"))
+
+
+if __name__ == "__main__":
+    root = Path(__file__).parent / "fixtures"
+    for name, write in CASES.items():
+        write(root / name)

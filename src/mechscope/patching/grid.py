@@ -5,67 +5,30 @@ written, and pairs that do not line up.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from mechscope.engine.cells import Layout, lay_out
 from mechscope.engine.execute import Progress, run_experiments
 from mechscope.engine.experiment import Experiment
-from mechscope.figures.labelled import Label, LabelledArray
-from mechscope.interventions.metrics import Metric, UserMetric
+from mechscope.engine.pairs import Pairs, hash_of_prompts, metric_facts, refuse_unless_pairs
+from mechscope.engine.places import Places
+from mechscope.figures.labelled import LabelledArray
+from mechscope.interventions.metrics import Metric
 from mechscope.interventions.replace import Patch, patch
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.patching.donors import Source, bytes_per_row, run_source
 from mechscope.patching.grid_result import PatchGrid, per_pair_metric
-from mechscope.patching.pairs import Pairs, hash_of_prompts, refuse_unless_pairs
-from mechscope.patching.places import ALL, Places, each_position, places_of
-from mechscope.records.canonical import to_plain
-from mechscope.vocabulary.errors import (
-    AmbiguousSite,
-    InterventionMismatch,
-    PointUnavailable,
-    PositionOutOfRange,
-)
-from mechscope.vocabulary.points import POINTS
-from mechscope.vocabulary.sites import Site
+from mechscope.vocabulary.errors import InterventionMismatch
 
 DONOR_BYTES = 2**30
 """Values of donors held at once; more pairs than fit are patched in several plans."""
 
 Direction = Literal["denoising", "noising"]
-_HEAD_AXES = ("head", "kv_head")
-_UNIT_AXES = ("d_mlp", "expert")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The axes of a grid.
-
-    Args:
-        sites: One a layer.
-        component: "head", "kv_head" or "unit"; "" where whole vectors are patched.
-        indices: Heads or units; (None,) where whole vectors are patched.
-        places: Positions.
-    """
-
-    sites: tuple[Site, ...]
-    component: str
-    indices: tuple[int | None, ...]
-    places: Places
-
-    @property
-    def coords(self) -> dict[str, Sequence[Label]]:
-        """Coordinates by axis, in the order of the grid."""
-        coords: dict[str, Sequence[Label]] = {"layer": [site.layer or 0 for site in self.sites]}
-        if self.component:
-            coords[self.component] = [index or 0 for index in self.indices]
-        if self.places.labels:
-            coords["pos"] = self.places.labels
-        return coords
 
 
 def patch_grid(
@@ -132,69 +95,6 @@ def patch_grid(
         "n_pairs": len(clean),
     }
     return _result(model, layout, table, metric, settings, data_sha256=hash_of_prompts(clean, corrupt))
-
-
-def lay_out(
-    model: Model,
-    site: str,
-    *,
-    batches: tuple[TokenBatch, TokenBatch],
-    positions: Any,
-    units: Sequence[int] | None,
-) -> Layout:
-    """The axes that a site and a choice of positions give."""
-    sites = sites_of(model, site)
-    row = sites[0].row
-    head_axis = next((axis for axis in _HEAD_AXES if axis in row.axes), "")
-    component = head_axis or ("unit" if row.axes[-1] in _UNIT_AXES else "")
-    if units is not None and component != "unit":
-        raise InterventionMismatch(
-            f"{sites[0]} has no units to choose from.",
-            got=f"units={list(units)[:5]}",
-            instead='site="mlp_post"',
-        )
-    indices: tuple[int | None, ...] = (None,)
-    if component:
-        size = model.sizes[head_axis or row.axes[-1]]
-        indices = tuple(range(size)) if units is None else tuple(units)
-        outside = [index for index in indices if index is not None and not 0 <= index < size]
-        if outside or not indices:
-            raise PositionOutOfRange(
-                f"{sites[0]} has no such units.", got=str(outside[:5]), because=f"there are {size} of them"
-            )
-    default = ALL if component else each_position(batches)
-    places = places_of(default if positions is None else positions, model, *batches)
-    return Layout(sites=sites, component=component, indices=indices, places=places)
-
-
-def sites_of(model: Model, name: str) -> tuple[Site, ...]:
-    """The sites of one writable point that a point, a site or a pattern names, by layer."""
-    text = str(name)
-    is_point = text in POINTS and POINTS[text].basis == "layer"
-    sites = [s for s in model.binding.select(f"{text}.*" if is_point else text) if s.layer is not None]
-    points = sorted({s.point for s in sites})
-    if len(points) != 1:
-        raise AmbiguousSite(
-            "A grid has one point a layer.",
-            got=f"{text}: {', '.join(points) or 'a point outside the layers'}",
-            because="its rows are layers",
-            instead='a point such as "resid_pre", or some of its layers: "z.2-5"',
-        )
-    if not (sites[0].row.is_writable and sites[0].row.is_formed):
-        raise PointUnavailable(
-            f'"{points[0]}" cannot be patched.',
-            got=text,
-            because="it is computed from other tensors when it is read",
-            instead=", ".join(sites[0].row.nearest),
-        )
-    return tuple(sites)
-
-
-def metric_facts(metric: Metric) -> dict[str, Any]:
-    """The metric as JSON; of a user's function only that there was one."""
-    if isinstance(metric, UserMetric):
-        return {"kind": metric.kind, "saved": False}
-    return {name: to_plain(value) for name, value in metric.to_json().items()}
 
 
 def _blocks(model: Model, layout: Layout, recipient: TokenBatch) -> list[torch.Tensor]:

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechscope.engine.cells import sites_of
 from mechscope.engine.execute import Progress, run_experiments
 from mechscope.engine.experiment import Experiment
+from mechscope.engine.pairs import hash_of_prompts
+from mechscope.engine.places import Places, each_position, places_of
 from mechscope.figures.labelled import LabelledArray
 from mechscope.interventions.metrics import Metric, ProbabilityDifference, answer_sets
 from mechscope.interventions.replace import Patch, patch
 from mechscope.models.inputs import Inputs, TokenBatch
 from mechscope.models.model import Model
 from mechscope.patching.donors import run_source
-from mechscope.patching.grid import sites_of
-from mechscope.patching.pairs import hash_of_prompts
-from mechscope.patching.places import Places, each_position, places_of
 from mechscope.patching.trace_result import CausalTrace
 from mechscope.patching.trace_settings import TraceSettings, window_around
 from mechscope.records.seeds import generator_for

@@ -1,14 +1,15 @@
-"""What patching needs of a behaviour: clean prompts, corrupt prompts of equal token lengths, and a metric.
+"""What patching and attribution need of a behaviour: clean prompts, corrupt prompts of equal token lengths, and a metric.
 
 A `Behavior`, one of its splits, and anything else with these three attributes will do.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from mechscope.interventions.metrics import Metric
+from mechscope.interventions.metrics import Metric, UserMetric
 from mechscope.models.inputs import TokenBatch
+from mechscope.records.canonical import to_plain
 from mechscope.records.fingerprint import hash_tensors
 from mechscope.vocabulary.errors import BadPairs, PairLengthMismatch
 
@@ -73,3 +74,10 @@ def hash_of_prompts(*batches: TokenBatch) -> str:
         for row in range(len(batch))
     }
     return hash_tensors(rows)
+
+
+def metric_facts(metric: Metric) -> dict[str, Any]:
+    """The metric as JSON; of a user's function only that there was one."""
+    if isinstance(metric, UserMetric):
+        return {"kind": metric.kind, "saved": False}
+    return {name: to_plain(value) for name, value in metric.to_json().items()}

@@ -7,7 +7,7 @@
     ├── ModelError           NotAModel, UnsupportedModel, SelfCheckFailed, NonFiniteWeights, ModelBusy,
     │                        TrainingMode
     ├── InterventionError    UnresolvedIntervention, InterventionMismatch, NotSerializable
-    ├── EvidenceError        BadClaim, ClaimEdited, HeldOutOpened, NotEnoughEvidence, NotReproduced
+    ├── EvidenceError        BadClaim, ClaimEdited, HeldOutOpened, NotEnoughEvidence, NoGradient, NotReproduced
     ├── DictionaryError      UnknownGate, AmbiguousDictionary, DictionaryMismatch, FoldingError,
     │                        NonFiniteActivations
     ├── FileError            UnsafeFile, BadFile, ChecksumMismatch, DiskFull
@@ -206,6 +206,10 @@ class HeldOutOpened(EvidenceError):
 
 class NotEnoughEvidence(EvidenceError):
     """A ratio or a statistic was asked for that the data cannot support."""
+
+
+class NoGradient(EvidenceError):
+    """A metric that has no gradient, or a zero one, in the run where it is taken."""
 
 
 class NotReproduced(EvidenceError):

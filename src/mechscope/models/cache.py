@@ -94,6 +94,21 @@ class Cache(Mapping[Site, Tensor]):
         points = sorted({site.point for site in self._tensors})
         return f"<Cache of {len(self)} tensors, {size / 2**20:.1f} MiB, {self.tokens.shape} tokens: {' '.join(points)}>"
 
+    def call(self, layer: int) -> Call:
+        """The attention call of a layer: queries, keys and values as the scores see them, mask and scaling.
+
+        Raises:
+            SiteAfterStop: the run captured neither "q" nor "k", so no calls were kept.
+        """
+        if layer not in self._calls:
+            raise SiteAfterStop(
+                f"The attention call of layer {layer} was not kept.",
+                got=f"calls of layers {sorted(self._calls)}",
+                because="calls are kept by runs that capture queries or keys, up to where they stop",
+                instead=f'model.run(..., capture=["q.{layer}", "k.{layer}"])',
+            )
+        return self._calls[layer]
+
     def decompose(self, name: Name) -> tuple[list[str], Tensor]:
         """Cut a residual-stream site into what wrote it: embeddings, and each attention and MLP before it.
 

@@ -1,0 +1,258 @@
+"""Sweep: gradients of many targets carried down a frozen model, by an explicit transposed linear operator.
+
+No autograd graph: one pass over the layers for a block of rows. A row's gradient is kept at the positions that can
+reach its target only, position by position, so every product is one matrix product over all rows:
+
+    flat index = offset[position] + row, rows sorted by the target's position, last first, so that the rows alive
+    at a position are the first ones.
+
+Until the first attention a row lives at its own position alone (`is_narrow`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mechscope.graphs.frozen import Frozen, FrozenLayer, FrozenNorm
+from mechscope.graphs.stations import (
+    ATTN_IN,
+    ATTN_OUT,
+    ATTN_RAW,
+    LN_FINAL,
+    MLP_IN,
+    MLP_OUT,
+    MLP_RAW,
+    PER_LAYER,
+    RESID_MID,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Which rows are swept together.
+
+    Args:
+        own: Target position of each row, falling, [row].
+        n_alive: Rows alive at each position, [pos].
+    """
+
+    own: Int[Tensor, " row"]
+    n_alive: list[int]
+
+    @classmethod
+    def of(cls, positions: Tensor, frozen: Frozen) -> "Rows":
+        """Rows of targets at `positions`, which fall."""
+        if not frozen.is_causal:
+            return cls(positions, [len(positions)] * frozen.n_positions)
+        last = int(positions.max()) + 1
+        counts = torch.bincount(positions, minlength=last)
+        return cls(positions, counts.flip(0).cumsum(0).flip(0).tolist())
+
+    @property
+    def offsets(self) -> list[int]:
+        out = [0]
+        for n in self.n_alive:
+            out.append(out[-1] + n)
+        return out
+
+    @property
+    def is_rectangle(self) -> bool:
+        """Every row is alive at every position."""
+        return self.n_alive[-1] == len(self.own)
+
+    def indices(self) -> tuple[Tensor, Tensor]:
+        """Position and row of each flat entry."""
+        alive = torch.tensor(self.n_alive)
+        positions = torch.repeat_interleave(torch.arange(len(alive)), alive)
+        rows = torch.arange(len(positions)) - torch.tensor(self.offsets[:-1])[positions]
+        return positions.to(self.own.device), rows.to(self.own.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A gradient at one station: narrow [row, width], each at its own position, or flat [entry, width]."""
+
+    values: Tensor
+    is_narrow: bool
+
+
+Visit = Callable[[int, Flow, Rows], None]
+"""Called at every cut station with the gradient that arrives there, and at station 0."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cuts:
+    """Where paths end because something stands in the place of what was computed there.
+
+    Args:
+        written: Stations that dictionaries or constants stand in for.
+        skips: By station written, (station read, matrix [d_in, d_out]) of skip connections.
+    """
+
+    written: frozenset[int]
+    skips: Mapping[int, Sequence[tuple[int, Tensor]]]
+
+
+class Sweep:
+    """The transposed operator for one set of rows.
+
+    Args:
+        frozen: The model.
+        cuts: Where paths end.
+        rows: Which rows.
+        visit: What to do with arriving gradients.
+        watch: Called at every station that a gradient passes, cut or not.
+    """
+
+    def __init__(
+        self, frozen: Frozen, cuts: Cuts, *, rows: Rows, visit: Visit, watch: Visit | None = None
+    ) -> None:
+        self._frozen = frozen
+        self._cuts = cuts
+        self._rows = rows
+        self._visit = visit
+        self._watch = watch
+        self._positions, self._row_of = rows.indices()
+        self._pending: dict[int, Flow] = {}
+        self._uncut = -1
+
+    def run(self, start: int, vectors: Float[Tensor, "row d_model"], *, before_cut: bool = False) -> None:
+        """Carry rows down that begin at a station, each at its own position.
+
+        Args:
+            start: The station read.
+            vectors: One a row, in the basis of that station.
+            before_cut: The rows read what arrives there, not what a dictionary puts in its place.
+
+        Cost: for each row, position and layer passed, two products of d_model x (heads x d_head).
+        """
+        frozen = self._frozen
+        self._pending[start] = Flow(vectors, True)
+        self._uncut = start if before_cut else -1
+        top = PER_LAYER * frozen.n_layers
+        final = self._take(top + LN_FINAL)
+        if final is not None:
+            norm = frozen.norm_final
+            self._pending[top] = final if norm is None else self._through_norm(final, norm)
+        stream = self._at(top, None) if start >= top else None
+        for layer in range(min(start // PER_LAYER, frozen.n_layers - 1), -1, -1):
+            if start % PER_LAYER == 0 and layer == start // PER_LAYER and start < top:
+                stream = self._at(start, None)
+                continue
+            stream = self._layer(layer, stream)
+            if stream is None and not self._pending:
+                return
+        if stream is not None:
+            self._visit(0, stream, self._rows)
+
+    def _layer(self, index: int, stream: Flow | None) -> Flow | None:
+        """From the gradient at a layer's output to that at its input."""
+        layer, base, is_parallel = self._frozen.layers[index], PER_LAYER * index, self._frozen.is_parallel
+        from_mlp = self._mlp(layer, base, stream) if layer.has_mlp else None
+        if not is_parallel:
+            stream = self._at(base + RESID_MID, self._sum(stream, from_mlp))
+            from_mlp = None
+        out = self._at(base + ATTN_OUT, stream)
+        raw = self._at(base + ATTN_RAW, self._scaled(out, layer.attn_factor))
+        read = self._at(base + ATTN_IN, self._attention(raw, layer))
+        from_attention = self._after_norm(read, layer.norm1)
+        stream = self._sum(self._sum(stream, from_attention), from_mlp)
+        return self._at(base, stream) if index else self._sum(stream, self._take(0))
+
+    def _mlp(self, layer: FrozenLayer, base: int, stream: Flow | None) -> Flow | None:
+        out = self._at(base + MLP_OUT, stream)
+        raw = self._at(base + MLP_RAW, self._scaled(out, layer.mlp_factor))
+        inner = None
+        if raw is not None and layer.mlp is not None:
+            hidden = self._times(raw.values @ layer.mlp.W_out.T, layer.mlp.gate, raw.is_narrow)
+            inner = Flow(hidden @ layer.mlp.W_in.T, raw.is_narrow)
+        return self._after_norm(self._at(base + MLP_IN, inner), layer.norm2)
+
+    def _at(self, station: int, arriving: Flow | None) -> Flow | None:
+        """Pass a station: take up what begins here; end here if the station is cut."""
+        flow = self._sum(arriving, self._take(station))
+        if flow is not None and self._watch is not None:
+            self._watch(station, flow, self._rows)
+        if flow is None or station not in self._cuts.written or station == self._uncut:
+            return flow
+        self._visit(station, flow, self._rows)
+        for read, matrix in self._cuts.skips.get(station, ()):
+            onward = Flow(flow.values @ matrix.T, flow.is_narrow)
+            self._pending[read] = self._sum(self._pending.get(read), onward)  # type: ignore[assignment]
+        return None
+
+    def _take(self, station: int) -> Flow | None:
+        return self._pending.pop(station, None)
+
+    def _sum(self, a: Flow | None, b: Flow | None) -> Flow | None:
+        if a is None or b is None:
+            return b if a is None else a
+        if a.is_narrow == b.is_narrow:
+            return Flow(a.values + b.values, a.is_narrow)
+        wide, narrow = (b, a) if a.is_narrow else (a, b)
+        return Flow(wide.values.index_add(0, self._own_entries(), narrow.values), False)
+
+    def _own_entries(self) -> Tensor:
+        """Flat entry of each row's own position."""
+        offsets = torch.tensor(self._rows.offsets[:-1], device=self._rows.own.device)
+        return offsets[self._rows.own] + torch.arange(len(self._rows.own), device=self._rows.own.device)
+
+    def _position_of(self, is_narrow: bool) -> Tensor:
+        return self._rows.own if is_narrow else self._positions
+
+    def _times(self, values: Tensor, factor: Tensor, is_narrow: bool) -> Tensor:
+        return values * factor[self._position_of(is_narrow)]
+
+    def _scaled(self, flow: Flow | None, factor: Tensor | float | None) -> Flow | None:
+        if flow is None or factor is None:
+            return flow
+        if isinstance(factor, float):
+            return Flow(flow.values * factor, flow.is_narrow)
+        return Flow(self._times(flow.values, factor, flow.is_narrow), flow.is_narrow)
+
+    def _through_norm(self, flow: Flow, norm: FrozenNorm) -> Flow:
+        values = norm.fold(flow.values)
+        return Flow(self._times(values, norm.inverse_scale, flow.is_narrow), flow.is_narrow)
+
+    def _after_norm(self, flow: Flow | None, norm: FrozenNorm | None) -> Flow | None:
+        return flow if flow is None or norm is None else self._through_norm(flow, norm)
+
+    def _attention(self, raw: Flow | None, layer: FrozenLayer) -> Flow | None:
+        """Back through output projection, held pattern and value projection; the result is wide."""
+        if raw is None:
+            return None
+        heads, d_head, d_model = layer.W_O.shape
+        mixed = raw.values @ layer.W_O.reshape(heads * d_head, d_model).T
+        mixed = mixed.unflatten(-1, (heads, d_head))
+        kv = layer.W_V.shape[0]
+        values = (
+            self._spread(mixed, layer.pattern, kv) if raw.is_narrow else self._mix(mixed, layer.pattern, kv)
+        )
+        W_V = layer.W_V.transpose(1, 2).reshape(kv * d_head, d_model)
+        return Flow(values @ W_V, False)
+
+    def _spread(self, mixed: Tensor, pattern: Tensor, kv: int) -> Tensor:
+        """Each row's own query position to every key: [row, head, d_head] to [entry, kv_head * d_head]."""
+        weights = pattern[:, self._rows.own[self._row_of], self._positions].T  # [entry, head]
+        grouped = weights.unflatten(1, (kv, -1))
+        own = mixed[self._row_of].unflatten(1, (kv, -1))
+        return torch.einsum("ekg,ekgd->ekd", grouped, own).flatten(1)
+
+    def _mix(self, mixed: Tensor, pattern: Tensor, kv: int) -> Tensor:
+        """Queries to keys: [entry, head, d_head] to [entry, kv_head * d_head]."""
+        n, n_rows = len(self._rows.n_alive), len(self._rows.own)
+        _, heads, d_head = mixed.shape
+        if not self._rows.is_rectangle:
+            dense = mixed.new_zeros(n * n_rows, heads, d_head)
+            dense[self._positions * n_rows + self._row_of] = mixed
+            mixed = dense
+        group = heads // kv
+        queries = mixed.reshape(n, n_rows, kv, group, d_head).permute(2, 3, 0, 1, 4)
+        queries = queries.reshape(kv, group * n, n_rows * d_head)
+        weights = pattern[:, :n, :n].reshape(kv, group * n, n)
+        keys = torch.bmm(weights.transpose(1, 2), queries).reshape(kv, n, n_rows, d_head)
+        keys = keys.permute(1, 2, 0, 3).reshape(n * n_rows, kv * d_head)
+        return keys if self._rows.is_rectangle else keys[self._positions * n_rows + self._row_of]

@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope.models.opening import wrap as wrap
     from mechscope.patching.grid import patch_grid as patch_grid
     from mechscope.patching.trace import causal_trace as causal_trace
+    from mechscope.specimens import compiled as compiled
     from mechscope.specimens import planted as planted
     from mechscope.vocabulary import errors as errors
     from mechscope.vocabulary.errors import MechscopeError as MechscopeError
@@ -60,6 +61,7 @@ _INDEX: dict[str, str] = {
     "Model": "mechscope.models.model:Model",
     "behaviors": "mechscope.behaviors",
     "dictionaries": "mechscope.dictionaries",
+    "compiled": "mechscope.specimens.compiled",
     "planted": "mechscope.specimens.planted",
     "LabelledArray": "mechscope.figures.labelled:LabelledArray",
     "Claim": "mechscope.claims.claim:Claim",

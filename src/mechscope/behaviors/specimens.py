@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 
 from mechscope.behaviors.registry import Source, add_source, behavior
-from mechscope.data.pairs import PromptPair
+from mechscope.data.pairs import PromptPair, TokenPair
 from mechscope.models.inputs import Reader
+from mechscope.specimens import compiled
 from mechscope.specimens.induction import language as induction
 from mechscope.specimens.village import lexicon
 from mechscope.specimens.village.prompts import BEHAVIORS, draw_pairs
@@ -81,3 +82,47 @@ def draw_induction(reader: Reader, *, split: str, n: int, seed: int) -> Sequence
         )
         for pair in induction.draw_pairs(split=split, n=n, seed=seed)
     ]
+
+
+def _speaks_program(vocabulary: frozenset[str], n_context: int, reader: Reader) -> str:
+    if reader.tokenizer is None:
+        return "the model has no tokenizer"
+    if frozenset(reader.tokenizer.get_vocab()) == vocabulary and reader.n_context == n_context:
+        return ""
+    return f"not the {len(vocabulary)} tokens and {n_context} positions of that program"
+
+
+def _draw_program(name: str, reader: Reader, *, split: str, n: int, seed: int) -> Sequence[TokenPair]:
+    """As ids, since an answer is read at the last word and does not continue the prompt."""
+    ids = reader.tokenizer.get_vocab()
+
+    def prompt(words: Sequence[str]) -> tuple[int, ...]:
+        return tuple(ids[word] for word in (BOS, *words))
+
+    return [
+        TokenPair(
+            clean=prompt(pair.clean),
+            corrupt=prompt(pair.corrupt),
+            answers=(ids[pair.answer],),
+            wrong=(ids[pair.wrong],),
+            entities=(" ".join(pair.clean), " ".join(pair.corrupt)),
+            template=name,
+            texts=(" ".join(pair.clean), " ".join(pair.corrupt)),
+        )
+        for pair in compiled.draw_pairs(compiled.PROGRAMS[name], split=split, n=n, seed=seed)
+    ]
+
+
+for _name, _program in compiled.PROGRAMS.items():
+    add_source(
+        Source(
+            name=f"compiled/{_name}",
+            origin="compiled",
+            draw=partial(_draw_program, _name),
+            unavailable=partial(
+                _speaks_program, frozenset(compiled.vocabulary_of(_program).words), _program.length + 1
+            ),
+            is_native=True,
+            metric="logit_difference",
+        )
+    )

@@ -118,11 +118,7 @@ def wrap(hf_model: nn.Module, tokenizer: Any = None, *, name: str | None = None,
 
 def bundled_names() -> list[str]:
     """Names of the specimens that ship with the package."""
-    return (
-        sorted(path.name for path in BUNDLED.iterdir() if (path / "config.json").is_file())
-        if BUNDLED.is_dir()
-        else []
-    )
+    return sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob("config.json"))
 
 
 def refuse_unless_openable(source: str) -> None:

@@ -7,6 +7,7 @@
 4 padding   a left-padded row equals the row alone
 5 calls     our attention function is called once per layer, padded and unpadded
 6 writes    writing a point's own value changes nothing, another value changes the logits
+            (or at least the residual stream after the last layer, where the head does not read it)
 
 The identities alone hold to the last bit when the causal mask is missing, so 1, 3 and 5 are not extras.
 """
@@ -293,7 +294,9 @@ def count_attention_calls(model: "mechscope.models.model.Model", batch: TokenBat
 def _writes(probe: _Probe) -> list[Finding]:
     binding = probe.binding
     sites = [site for site in binding.formed if site.row.is_writable]
-    base = probe.ours(probe.long, capture=()).logits
+    last = Site("resid_post", binding.n_layers - 1)
+    kept = probe.ours(probe.long, capture=(last,))
+    base, end = kept.logits, kept.tensors[last]
     own = probe.ours(probe.long, capture=(), writers=dict.fromkeys(sites, torch.clone)).logits
     assert base is not None and own is not None
     found = [probe.compare("writes", "own values written back everywhere", own, base)]
@@ -301,9 +304,11 @@ def _writes(probe: _Probe) -> list[Finding]:
     for index, point in enumerate(points):
         at = [site for site in sites if site.point == point]
         site = at[index % len(at)]
-        written = probe.ours(probe.long, capture=(), writers={site: _disturb(site, probe)}).logits
+        after = probe.ours(probe.long, capture=(last,), writers={site: _disturb(site, probe)})
+        written = after.logits
         assert written is not None
-        changed = not torch.equal(written, base)
+        # A specimen may have parts that the head does not read; what they write stands in the residual stream.
+        changed = not torch.equal(written, base) or not torch.equal(after.tensors[last], end)
         note = "" if changed else "writing another value leaves every logit as it was"
         found.append(
             Finding("writes", f"another value at {site}", relative_difference(written, base), changed, note)

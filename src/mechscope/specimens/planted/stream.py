@@ -100,28 +100,38 @@ def draw_codes(truth: Truth, n_tokens: int, generator: torch.Generator) -> Firin
 def draw_on(
     rates: Float[Tensor, " unit"], n_tokens: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, " firing"], Int[Tensor, " firing"]]:
-    """(token, unit) of independent Bernoulli draws: one process at the largest rate, thinned to each unit's.
+    """(token, unit) of independent Bernoulli draws, one for each token and unit, at the unit's rate.
 
-    Cost: n_tokens * n_units * largest rate draws; with very unequal rates most are thinned away.
+    Units are drawn octave by octave of their rates: at the largest of an octave, then thinned to each one's.
+
+    Cost: at most two draws a firing, whatever the rates.
     """
-    rates = rates.clamp(max=1.0)
-    most, n_cells = float(rates.max()), n_tokens * len(rates)
-    if most >= 1.0:
-        cells = torch.arange(n_cells)
-    else:
-        expected = n_cells * most
-        n_draws = int(expected + 8 * expected**0.5 + 16)  # falls short once in 10**15 batches; see below
-        gaps = torch.empty(n_draws, dtype=torch.float64).geometric_(most, generator=generator)
-        cells = gaps.long().cumsum(0) - 1
-        while int(cells[-1]) < n_cells:  # and then goes on, so that the draw stays exact
-            gaps = torch.empty(n_draws, dtype=torch.float64).geometric_(most, generator=generator)
-            cells = torch.cat([cells, cells[-1] + gaps.long().cumsum(0)])
-        cells = cells[cells < n_cells]
-    unit = cells % len(rates)
-    if float(rates.min()) < most:
-        kept = torch.rand(len(cells), generator=generator, dtype=torch.float64) < rates[unit] / most
-        cells, unit = cells[kept], unit[kept]
-    return cells // len(rates), unit
+    rates = rates.clamp(max=1.0).double()
+    octave = (rates.max() / rates.clamp(min=1e-30)).log2().floor().long()
+    parts: list[tuple[Tensor, Tensor]] = []
+    for number in octave[rates > 0].unique().tolist():
+        units = (octave == number).nonzero()[:, 0]
+        cells = _bernoulli_cells(float(rates[units].max()), n_tokens * len(units), generator)
+        token, unit = cells // len(units), units[cells % len(units)]
+        if float(rates[units].min()) < float(rates[units].max()):
+            chance = rates[unit] / rates[units].max()
+            kept = torch.rand(len(cells), generator=generator, dtype=torch.float64) < chance
+            token, unit = token[kept], unit[kept]
+        parts.append((token, unit))
+    return torch.cat([token for token, _ in parts]), torch.cat([unit for _, unit in parts])
+
+
+def _bernoulli_cells(rate: float, n_cells: int, generator: torch.Generator) -> Tensor:
+    """Numbers below `n_cells`, each there with probability `rate`: sums of geometric gaps."""
+    if rate >= 1.0:
+        return torch.arange(n_cells)
+    expected = n_cells * rate
+    n_draws = int(expected + 8 * expected**0.5 + 16)  # rarely too few, and then it goes on: the draw is exact
+    cells = torch.tensor([-1])
+    while int(cells[-1]) < n_cells:
+        gaps = torch.empty(n_draws, dtype=torch.float64).geometric_(rate, generator=generator)
+        cells = torch.cat([cells, cells[-1] + gaps.long().cumsum(0)])
+    return cells[(cells >= 0) & (cells < n_cells)]
 
 
 def mix_codes(

@@ -13,7 +13,6 @@ from mechscope.vocabulary.errors import BadFile
 
 if TYPE_CHECKING:
     import torch
-    from transformers import LlamaForCausalLM
 
 _FILE = "checkpoint.safetensors"
 
@@ -21,7 +20,7 @@ _FILE = "checkpoint.safetensors"
 def save_checkpoint(
     folder: Path,
     *,
-    model: "LlamaForCausalLM",
+    model: "torch.nn.Module",
     optimizers: tuple["torch.optim.Optimizer", ...],
     recipe: Any,
     step: int,
@@ -42,7 +41,7 @@ def save_checkpoint(
 
 
 def open_checkpoint(
-    folder: Path, *, model: "LlamaForCausalLM", optimizers: tuple["torch.optim.Optimizer", ...], recipe: Any
+    folder: Path, *, model: "torch.nn.Module", optimizers: tuple["torch.optim.Optimizer", ...], recipe: Any
 ) -> int | None:
     """Read a checkpoint into the model and the optimizers; return its step, or None where there is none.
 

@@ -13,6 +13,7 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope import behaviors as behaviors
     from mechscope import dictionaries as dictionaries
+    from mechscope import superposition as superposition
     from mechscope.claims.claim import Claim as Claim
     from mechscope.claims.mechanisms import Components as Components
     from mechscope.claims.mechanisms import Direction as Direction
@@ -63,6 +64,7 @@ _INDEX: dict[str, str] = {
     "dictionaries": "mechscope.dictionaries",
     "compiled": "mechscope.specimens.compiled",
     "planted": "mechscope.specimens.planted",
+    "superposition": "mechscope.superposition",
     "LabelledArray": "mechscope.figures.labelled:LabelledArray",
     "Claim": "mechscope.claims.claim:Claim",
     "Verdict": "mechscope.claims.verdict:Verdict",

@@ -53,6 +53,7 @@ def test_shapes_in_orthogonal_subspaces_are_found_apart() -> None:
 def test_features_that_were_not_learnt_belong_to_no_shape() -> None:
     weights = torch.cat([corners_of_shapes()["digon"], torch.tensor([[0.1]])])
     assert [shape.features for shape in find_shapes(weights)] == [(0, 1)]
+    assert find_shapes(0.1 * weights) == ()
 
 
 def test_random_directions_are_no_known_shape() -> None:

@@ -89,6 +89,8 @@ def connected(unit: Float[Tensor, "vector hidden"], *, touching: float = TOUCHIN
     reach |= torch.eye(len(unit), dtype=torch.bool)
     for _ in range(max(1, len(unit).bit_length())):  # paths of twice the length each time
         reach = (reach.float() @ reach.float()) > 0
+    if not len(unit):
+        return []
     labels = reach.int().argmax(1)  # the first member that it reaches
     return [(labels == label).nonzero()[:, 0] for label in labels.unique()]
 

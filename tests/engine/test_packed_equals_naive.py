@@ -4,24 +4,31 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import TINY, tiny
 
 from mechscope.engine.execute import LocalExecutor, run_experiments
 from mechscope.engine.experiment import Experiment
 from mechscope.engine.naive import run_naively
+from mechscope.engine.packed import Replay
 from mechscope.engine.plan import make_plan
 from mechscope.interventions.ablation import ablate
-from mechscope.interventions.metrics import KL, LogitDifference, LogProbability, answer_sets
 from mechscope.interventions.intervention import Value
+from mechscope.interventions.metrics import KL, LogitDifference, LogProbability, answer_sets
 from mechscope.interventions.replace import patch
 from mechscope.interventions.steering import add, project_out, scale
 from mechscope.models.inputs import TokenBatch, batch_of
 from mechscope.models.model import Model
 from mechscope.models.opening import wrap
+from tiny_models import TINY, tiny
 
 LENGTHS = (9, 9, 6, 9)
 RUN_WHOLE = ("gpt_neo", "gptj", "bloom", "falcon", "bert")
 """Families without the attention interface: the engine runs them whole."""
+
+
+@pytest.fixture(autouse=True)
+def _even_few_tokens_skip_projections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechscope.engine.packed.FEWEST_QUIET_TOKENS", 1)
+
 
 PACKED = [name for name in TINY if name not in RUN_WHOLE]
 _OPEN: dict[tuple[str, torch.dtype], Model] = {}
@@ -101,7 +108,7 @@ def test_a_replay_that_forgets_one_layer_is_noticed(monkeypatch: pytest.MonkeyPa
     assert worst_difference(model, experiments)[0] > 1e-6
 
 
-def random_write(draw: st.DrawFn, model: Model, donors: TokenBatch):  # noqa: ANN201 - any intervention
+def random_write(draw: st.DrawFn, model: Model, donors: TokenBatch):
     """Any intervention at any site of the layers."""
     floating = [
         s
@@ -137,7 +144,7 @@ def test_random_experiments_equal_whole_forwards(family: str, data: st.DataObjec
     model = opened(family, torch.float64)
     clean, corrupt = prompts(model, 0), prompts(model, 1)
 
-    def draw(strategy):  # noqa: ANN001, ANN202
+    def draw(strategy):
         return data.draw(strategy)
 
     experiments = [
@@ -205,6 +212,33 @@ def test_a_head_patch_joins_after_its_layers_attention() -> None:
     assert executor.tally.n_token_layers == len(LENGTHS) * (
         model.n_layers - 1
     )  # the last token only, layers 1 and 2
+
+
+def test_a_head_patch_computes_no_queries_keys_and_values_in_its_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = opened("gpt2", torch.float64)
+    experiments = [e for e in patches_at_every_site(model) if e.name.startswith("z.1")]
+    wanted = run_naively(model, experiments).table()
+    projected: list[int] = []
+    module = model.binding.layers[1].attn.c_attn
+    real = type(module).forward
+
+    def counted(self: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+        projected.append(self is module)
+        return real(self, x)
+
+    monkeypatch.setattr(type(module), "forward", counted)
+    got = run_experiments(model, experiments)
+    assert experiments and sum(projected) == 1, "the base run's only"
+    assert torch.allclose(got.table(), wanted, atol=1e-10)
+
+
+def test_skipping_projections_that_are_needed_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = opened("gpt2", torch.float64)
+    experiments = patches_at_every_site(model)
+    monkeypatch.setattr(Replay, "_quiet", lambda self, layer, keys: torch.ones(len(keys), dtype=torch.bool))
+    assert worst_difference(model, experiments)[0] > 1e-6
 
 
 def test_kl_to_the_untouched_run_is_zero_without_an_intervention() -> None:

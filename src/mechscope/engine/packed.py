@@ -8,22 +8,25 @@ packed queries. In the last layer only the positions that are read go through th
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from mechscope.engine.base import Base
 from mechscope.engine.changes import Change
-from mechscope.models.attention import Call, Desk, Tap, attend
+from mechscope.engine.idle_projections import idle_projections
+from mechscope.engine.packed_attention import FEEDS_QUERIES, KeepKeys, PackedDesk, PackedTokens
+from mechscope.models.attention import Desk, Tap
 from mechscope.models.binding import ATTENTION_POINTS, Binding
 from mechscope.models.frame import Frame
 from mechscope.models.session import Plan, Stopped, session
-from mechscope.models.writing import SelectedTokens, blend, from_token_form, to_token_form
+from mechscope.models.writing import SelectedTokens, blend
 from mechscope.vocabulary.sites import Site
 
-FEEDS_QUERIES = frozenset({"q_proj", "q_pre"})
-"""Points of modules whose change reaches the queries of their layer and not its keys."""
+FEWEST_QUIET_TOKENS = 64
+"""Below this, a layer call of their own costs more than the projections that it saves."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +50,6 @@ class Tally:
 
     n_token_layers: int = 0
     n_layer_calls: int = 0
-
-
-@dataclass
-class _Tokens:
-    """Tokens of a layer call, sorted by row: local row, column, and the row's prompt."""
-
-    rows: Tensor
-    columns: Tensor
-    prompts: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass
@@ -124,10 +115,43 @@ class Replay:
         stored = None
         if is_last and int((keys & ~tokens).sum()) > 0:
             stored = self._keys_and_values(layer, keys & tokens.any(1)[:, None])
+        quiet = self._quiet(layer, keys)
+        if int(tokens[quiet].sum()) < FEWEST_QUIET_TOKENS:
+            quiet = torch.zeros_like(quiet)
+        outs = [
+            self._advance(layer, tokens & rows[:, None], keys & rows[:, None], stored, is_quiet=is_quiet)
+            for rows, is_quiet in ((quiet, True), (~quiet, False))
+            if bool((tokens & rows[:, None]).any())
+        ]
+        self.residual, self.dirty = _in_row_order(outs, quiet[tokens.nonzero()[:, 0]]), tokens
+
+    def _quiet(self, layer: int, keys: Tensor) -> Tensor:
+        """Rows whose attention in this layer is the base run's: they change nothing that feeds it, [row]."""
+        quiet = ~keys.any(1)
+        for site, found in self._changes_at(layer).items():
+            if site.point in FEEDS_QUERIES or (site.point in ATTENTION_POINTS and site.point != "z"):
+                for start, stop, _ in found:
+                    quiet[start:stop] = False
+        return quiet
+
+    def _advance(
+        self,
+        layer: int,
+        tokens: Tensor,
+        keys: Tensor,
+        stored: tuple[PackedTokens, Tensor, Tensor] | None,
+        *,
+        is_quiet: bool,
+    ) -> Tensor:
+        """Tokens after a layer, [1, n_tokens, d_model]."""
         packed = self._tokens(tokens)
-        desk = _PackedDesk(self, layer, tokens=packed, keys=keys, stored=stored)
-        out = self._call(layer, packed, desk, desk.taps_for(self._changes_at(layer)))
-        self.residual, self.dirty = out, tokens
+        desk = PackedDesk(self, layer, tokens=packed, keys=keys, stored=stored)
+        writers = desk.taps_for(self._changes_at(layer))
+        if not is_quiet:
+            return self._call(layer, packed, desk, writers)
+        desk.reads_scores = False
+        with idle_projections(self.binding, layer):
+            return self._call(layer, packed, desk, writers)
 
     def _spread(self, keys: Tensor) -> Tensor:
         """Tokens whose attention output changes once these tokens' keys or values do."""
@@ -145,9 +169,9 @@ class Replay:
                     target[index] |= change.changed[row.prompt]
         return feeds, written
 
-    def _tokens(self, mask: Tensor) -> _Tokens:
+    def _tokens(self, mask: Tensor) -> PackedTokens:
         rows, columns = mask.nonzero(as_tuple=True)
-        return _Tokens(rows, columns, self.prompts[rows])
+        return PackedTokens(rows, columns, self.prompts[rows])
 
     def _slots(self, mask: Tensor) -> Tensor:
         """Index of each token among the packed ones, -1 where it is not packed, [row, column]."""
@@ -155,7 +179,7 @@ class Replay:
         slots[mask] = torch.arange(int(mask.sum()))
         return slots
 
-    def _arriving(self, layer: int, tokens: _Tokens) -> Tensor:
+    def _arriving(self, layer: int, tokens: PackedTokens) -> Tensor:
         """Residual stream of packed tokens at a layer's input: the base run's, or their own where they changed."""
         base = self.base.residuals[layer]
         x = base[tokens.prompts.to(base.device), tokens.columns.to(base.device)]
@@ -166,16 +190,12 @@ class Replay:
                 x[has.to(x.device)] = self.residual[0][at[has].to(self.residual.device)].to(x.device)
         return x[None]
 
-    def _keys_and_values(self, layer: int, keys: Tensor) -> tuple[_Tokens, Tensor, Tensor]:
+    def _keys_and_values(self, layer: int, keys: Tensor) -> tuple[PackedTokens, Tensor, Tensor]:
         """Keys and values of tokens whose outputs nobody reads: the layer stopped at its attention."""
         packed = self._tokens(keys)
-        desk = _KeepKeys()
-        try:
-            self._call(
-                layer, packed, desk, self._taps(self._changes_at(layer), packed, skip=ATTENTION_POINTS)
-            )
-        except Stopped:
-            pass
+        desk = KeepKeys()
+        with suppress(Stopped):
+            self._call(layer, packed, desk, self.taps(self._changes_at(layer), packed, skip=ATTENTION_POINTS))
         assert desk.kept is not None
         return packed, desk.kept.key, desk.kept.value
 
@@ -192,20 +212,20 @@ class Replay:
                 start = index + 1
         return found
 
-    def _taps(
+    def taps(
         self,
         changes: Mapping[Site, list[tuple[int, int, Change]]],
-        tokens: _Tokens,
+        tokens: PackedTokens,
         *,
         skip: Sequence[str] = (),
     ) -> dict[Site, Tap]:
         return {
-            site: self._packed_writer(site, found, tokens)
+            site: self.writer_for(site, found, tokens)
             for site, found in changes.items()
             if site.point not in skip
         }
 
-    def _packed_writer(self, site: Site, changes: list[tuple[int, int, Change]], tokens: _Tokens) -> Tap:
+    def writer_for(self, site: Site, changes: list[tuple[int, int, Change]], tokens: PackedTokens) -> Tap:
         def write(value: Tensor) -> Tensor:
             out = value[0].clone()
             for start, stop, change in changes:
@@ -215,13 +235,13 @@ class Replay:
                 at = first + inside.nonzero()[:, 0]
                 if len(at):
                     at_value = at.to(out.device)
-                    info = self._info(tokens.prompts[at], tokens.columns[at], site)
+                    info = self.token_info(tokens.prompts[at], tokens.columns[at], site)
                     out[at_value] = blend(change.write, out[at_value], info)
             return out[None]
 
         return write
 
-    def _info(self, prompts: Tensor, columns: Tensor, site: Site) -> SelectedTokens:
+    def token_info(self, prompts: Tensor, columns: Tensor, site: Site) -> SelectedTokens:
         frame: Frame = self.base.frame
         n_pad = frame.n_pad[prompts]
         return SelectedTokens(
@@ -233,7 +253,7 @@ class Replay:
             n_columns=self.base.shape[1],
         )
 
-    def _call(self, layer: int, tokens: _Tokens, desk: Desk, writers: Mapping[Site, Tap]) -> Tensor:
+    def _call(self, layer: int, tokens: PackedTokens, desk: Desk, writers: Mapping[Site, Tap]) -> Tensor:
         args, kwargs = self.base.arguments_for(layer, tokens.prompts, tokens.columns)
         plan = Plan(writers=dict(writers), desk=lambda _layer, _taps: desk, shape=(1, len(tokens)))
         self.tally.n_token_layers += len(tokens)
@@ -243,127 +263,12 @@ class Replay:
         return out[0] if isinstance(out, tuple) else out
 
 
-class _KeepKeys:
-    """A desk that keeps the call and ends the layer there."""
-
-    def __init__(self) -> None:
-        self.kept: Call | None = None
-
-    def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
-        self.kept = call
-        raise Stopped
-
-
-class _PackedDesk:
-    """Attention of packed tokens over the base run's keys and values with the changed ones put in."""
-
-    def __init__(
-        self,
-        replay: Replay,
-        layer: int,
-        *,
-        tokens: _Tokens,
-        keys: Tensor,
-        stored: tuple[_Tokens, Tensor, Tensor] | None,
-    ) -> None:
-        self.replay = replay
-        self.layer = layer
-        self.tokens = tokens
-        self.keys = keys
-        self.stored = stored
-        # Rows without a token in this call take no part in the attention.
-        self.active, self.local = torch.unique_consecutive(tokens.rows, return_inverse=True)
-        counts = torch.bincount(self.local, minlength=len(self.active))
-        first = counts.cumsum(0) - counts
-        self.slot = torch.arange(len(tokens)) - first[self.local]
-        self.n_slots = int(counts.max())
-        self.taps: dict[str, Tap] = {}
-        self.write_mixed: Tap | None = None
-        self.reads_scores = True
-
-    def taps_for(self, changes: Mapping[Site, list[tuple[int, int, Change]]]) -> dict[Site, Tap]:
-        """Writers for module sites; attention sites are applied inside this desk."""
-        for site, found in changes.items():
-            if site.point in ATTENTION_POINTS:
-                self.taps[site.point] = self._attention_writer(site, found)
-            if site.point == "z":
-                self.write_mixed = self.replay._packed_writer(site, found, self.tokens)
-        self.reads_scores = any(point != "z" for point in self.taps) or any(
-            site.point in FEEDS_QUERIES for site in changes
-        )
-        return self.replay._taps(changes, self.tokens, skip=ATTENTION_POINTS)
-
-    def __call__(self, call: Call) -> tuple[Tensor, Tensor | None]:
-        base = self.replay.base.calls[self.layer]
-        if not self.reads_scores and not bool(self.keys.any()):
-            return self._as_in_base(), None
-        prompts = self.replay.prompts[self.active].to(base.key.device)
-        key, value = base.key[prompts], base.value[prompts]
-        self._put_changed(key, value, call)
-        full = replace(
-            base, query=self._unpack(call.query), key=key, value=value, mask=self._mask(base, prompts)
-        )
-        z, _ = attend(full, self.replay.binding.anatomy.attention, self.taps)
-        return z[self.local.to(z.device), self.slot.to(z.device)][None], None
-
-    def _as_in_base(self) -> Tensor:
-        """What attention gave in the base run, with writes to `z`: nothing that feeds it has changed."""
-        mixed = self.replay.base.mixed[self.layer]
-        z = mixed[self.tokens.prompts.to(mixed.device), self.tokens.columns.to(mixed.device)][None]
-        return z if self.write_mixed is None else self.write_mixed(z)
-
-    def _put_changed(self, key: Tensor, value: Tensor, call: Call) -> None:
-        packed = (self.tokens, call.key, call.value) if self.stored is None else self.stored
-        tokens, new_key, new_value = packed
-        place = torch.full((len(self.replay.rows),), -1, dtype=torch.long)
-        place[self.active] = torch.arange(len(self.active))
-        moved = self.keys[tokens.rows, tokens.columns] & (place[tokens.rows] >= 0)
-        at, columns = place[tokens.rows[moved]].to(key.device), tokens.columns[moved].to(key.device)
-        moved = moved.to(key.device)
-        key[at, :, columns] = new_key[0].transpose(0, 1)[moved]
-        value[at, :, columns] = new_value[0].transpose(0, 1)[moved]
-
-    def _unpack(self, query: Tensor) -> Tensor:
-        """[1, head, n_tokens, d_head] to [row, head, slot, d_head]; unused slots hold zeros."""
-        _, n_heads, _, d_head = query.shape
-        out = query.new_zeros(len(self.active), self.n_slots, n_heads, d_head)
-        out[self.local.to(query.device), self.slot.to(query.device)] = query[0].transpose(0, 1)
-        return out.transpose(1, 2)
-
-    def _mask(self, base: Call, prompts: Tensor) -> Tensor | None:
-        if base.mask is None:
-            return None
-        mask = base.mask.expand(self.replay.base.shape[0], -1, -1, -1)
-        columns = torch.zeros(len(self.active), self.n_slots, dtype=torch.long)
-        columns[self.local, self.slot] = self.tokens.columns
-        return mask[prompts[:, None], :, columns.to(mask.device)].transpose(1, 2)
-
-    def _attention_writer(self, site: Site, changes: list[tuple[int, int, Change]]) -> Tap:
-        is_keys = site.point in ("k", "v")
-
-        def write(value: Tensor) -> Tensor:
-            rows_first = to_token_form(value, site.row).clone()
-            for start, stop, change in changes:
-                local, slot, prompts, columns = self._selected(start, stop, change, is_keys=is_keys)
-                if len(local):
-                    at = (local.to(value.device), slot.to(value.device))
-                    info = self.replay._info(prompts, columns, site)
-                    rows_first[at] = blend(change.write, rows_first[at], info)
-            return from_token_form(rows_first, site.row)
-
-        return write
-
-    def _selected(
-        self, start: int, stop: int, change: Change, *, is_keys: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Local row, slot (or key column), prompt and column of the tokens that a change writes."""
-        if is_keys:
-            mine = ((self.active >= start) & (self.active < stop)).nonzero()[:, 0]
-            prompts = self.replay.prompts[self.active[mine]]
-            which, columns = change.selected[prompts].nonzero(as_tuple=True)
-            return mine[which], columns, prompts[which], columns
-        first = int(torch.searchsorted(self.tokens.rows, start))
-        last = int(torch.searchsorted(self.tokens.rows, stop))
-        inside = change.selected[self.tokens.prompts[first:last], self.tokens.columns[first:last]]
-        at = first + inside.nonzero()[:, 0]
-        return self.local[at], self.slot[at], self.tokens.prompts[at], self.tokens.columns[at]
+def _in_row_order(outs: list[Tensor], is_first: Tensor) -> Tensor:
+    """The outputs of two calls as one, tokens in the order of their rows; `is_first` is [n_tokens]."""
+    if len(outs) == 1:
+        return outs[0]
+    first, second = outs
+    out = first.new_empty(1, len(is_first), first.shape[-1])
+    is_first = is_first.to(out.device)
+    out[0, is_first], out[0, ~is_first] = first[0], second[0]
+    return out

@@ -78,7 +78,11 @@ def _keep_layer(found: Recorded, part: LayerParts, kept: Kept) -> None:
     projected = torch.cat([at(point) for point in ("q_proj", "k_proj", "v")], dim=1).transpose(0, 1)
     linear = torch.einsum("td,rde->rte", at("attn_in"), part.projection)
     found.projections.append(projected.contiguous())
-    found.constants.append(projected - linear)
+    constants = projected - linear
+    # Rounding must not stand in for a bias that is not there: a post-norm would blow it up where all else is zero.
+    noise = 1e4 * torch.finfo(linear.dtype).eps * linear.abs().amax((1, 2), keepdim=True)
+    is_noise = constants.abs().amax((1, 2), keepdim=True) < noise
+    found.constants.append(constants.masked_fill(is_noise, 0.0))
 
 
 def _recorder(arguments: list[Arguments]) -> Callable[..., None]:

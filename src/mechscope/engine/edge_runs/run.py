@@ -47,9 +47,9 @@ class Walked:
     walks: list[Walk]
     residuals: list[Tensor]
 
-    def state(self, circuit: int) -> list[State]:
-        """One circuit's state in every block."""
-        return [walk.state(circuit) for walk in self.walks]
+    def state(self, circuit: int, *, in_place: bool = False) -> list[State]:
+        """One circuit's state in every block; in place, the base circuit's state becomes it."""
+        return [walk.state(circuit, in_place=in_place) for walk in self.walks]
 
 
 class EdgeRuns:

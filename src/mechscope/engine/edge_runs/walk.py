@@ -93,10 +93,15 @@ class Walk:
         masks = self._edges(self.places.logits_edges, 1)
         return self._inputs(masks, self.block.stream(self.places.wiring.n_layers, "logits"), is_read=True)[0]
 
-    def state(self, circuit: int) -> State:
-        """The state of one of the circuits, now that they ran; the base circuit's is left as it is."""
+    def state(self, circuit: int, *, in_place: bool = False) -> State:
+        """The state of one of the circuits, now that they ran.
+
+        Args:
+            circuit: Which one.
+            in_place: Change the base circuit's state into it, instead of a copy.
+        """
         assert isinstance(self.masks, np.ndarray)
-        found = self.base.copy()
+        found = self.base if in_place else self.base.copy()
         found.edges = self.masks[circuit].copy()
         for changes, own in ((self.early, found.own.early), (self.read, found.own.read)):
             if changes is not None and changes.writers:

@@ -115,6 +115,39 @@ class ModelBlocks:
         return found
 
 
+@dataclass(frozen=True, eq=False)
+class TensorBlocks:
+    """Activations that are in memory already; satisfies `Blocks`.
+
+    Args:
+        values: By site, [tokens, *shape].
+        tokens_per_block: Tokens shuffled together.
+    """
+
+    values: Mapping[Site, Tensor]
+    tokens_per_block: int = 2**17
+
+    @property
+    def shapes(self) -> dict[Site, tuple[int, ...]]:
+        return {site: tuple(value.shape[1:]) for site, value in self.values.items()}
+
+    @property
+    def sizes(self) -> list[int]:
+        n = len(next(iter(self.values.values())))
+        return [min(self.tokens_per_block, n - at) for at in range(0, n, self.tokens_per_block)]
+
+    def block(self, index: int) -> dict[Site, Tensor]:
+        """Values of one block by site, [tokens, width].
+
+        Raises:
+            NonFiniteActivations
+        """
+        start = index * self.tokens_per_block
+        found = {s: v[start : start + self.tokens_per_block].flatten(1) for s, v in self.values.items()}
+        refuse_non_finite(found, f"block {index}")
+        return found
+
+
 def refuse_non_finite(values: Mapping[Site, Tensor], where: str) -> None:
     """Refuse NaN and infinite activations.
 

@@ -32,7 +32,7 @@ def element(tag: str, *children: Child, **attributes: Value) -> Markup:
     """
     written = "".join(_attribute(name, value) for name, value in attributes.items())
     inside = joined(*children)
-    if not inside and tag in {"br", "hr", "meta", "rect", "line", "path", "circle", "stop", "col"}:
+    if not inside and tag in {"br", "hr", "meta", "rect", "line", "path", "circle", "stop", "col", "input"}:
         return Markup(f"<{tag}{written}/>")
     return Markup(f"<{tag}{written}>{inside}</{tag}>")
 

@@ -93,11 +93,49 @@
     });
   }
 
+  // Pointing at a node lights up its edges, a click pins it, and the slider hides weak edges.
+  function mountCircuit(view) {
+    const nodes = [...view.querySelectorAll("[data-node]")], edges = [...view.querySelectorAll(".ms-edge")];
+    let pinned = null;
+    const light = (name) => {
+      view.classList.toggle("ms-chosen-one", name !== null);
+      const near = new Set([name]);
+      edges.forEach((edge) => {
+        const ends = [edge.dataset.source, edge.dataset.target], lit = name !== null && ends.includes(name);
+        edge.classList.toggle("ms-lit", lit);
+        if (lit && !edge.classList.contains("ms-weak")) ends.forEach((end) => near.add(end));
+      });
+      nodes.forEach((node) => node.classList.toggle("ms-lit", name !== null && near.has(node.dataset.node)));
+    };
+    const pin = (node) => {
+      pinned = pinned === node.dataset.node ? null : node.dataset.node;
+      nodes.forEach((other) => other.classList.toggle("ms-pinned", other.dataset.node === pinned));
+      light(pinned);
+    };
+    nodes.forEach((node) => {
+      node.addEventListener("pointerenter", () => light(node.dataset.node));
+      node.addEventListener("pointerleave", () => light(pinned));
+      node.addEventListener("click", () => pin(node));
+      node.addEventListener("keydown", (event) => { if (event.key === "Enter") pin(node); });
+    });
+    const slider = view.querySelector("input[type=range]");
+    if (!slider) return;
+    const sizes = JSON.parse(slider.dataset.sizes);
+    slider.addEventListener("input", () => {
+      const least = sizes[slider.value - 1];
+      edges.forEach((edge) => edge.classList.toggle("ms-weak", Number(edge.dataset.size) < least));
+      const n = edges.filter((edge) => !edge.classList.contains("ms-weak")).length;
+      view.querySelector("output").textContent = `${n} edge${n === 1 ? "" : "s"}`;
+      light(pinned);
+    });
+  }
+
   function mount(root) {
     if (root.dataset.msReady) return;
     root.dataset.msReady = "yes";
     const tip = tipFor(root);
     const grids = [...root.querySelectorAll("[data-grid]")].map((node) => mountGrid(node, tip));
+    root.querySelectorAll(".ms-circuit").forEach(mountCircuit);
     root.querySelectorAll(".ms-attention").forEach((view) => mountAttention(view, grids, tip));
     root.querySelectorAll("[data-tip]").forEach((node) => {
       node.addEventListener("pointermove", (event) => tip.show(event, node.dataset.tip, ""));

@@ -1,0 +1,132 @@
+"""Conventions of circuit work as data, and a split made ready to be run under them.
+
+Published circuits of one behaviour differ because of these choices, so every result stores them.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechscope.behaviors.behavior import Behavior
+from mechscope.behaviors.split import Split
+from mechscope.engine.edge_runs.ablations import EdgeAblation, Resampled, mean_of, zero
+from mechscope.engine.edge_runs.run import EdgeRuns
+from mechscope.engine.naive import read_columns
+from mechscope.interventions.intervention import Value
+from mechscope.interventions.metrics import KL, Metric
+from mechscope.models.frame import Frame
+from mechscope.models.model import Model
+from mechscope.models.resources import head_of
+from mechscope.vocabulary.errors import InterventionMismatch
+
+ABLATIONS = ("resample", "mean", "zero", "optimal")
+DIRECTIONS = ("noising", "denoising")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conventions:
+    """What removed edges carry, and in which run.
+
+    Args:
+        ablation: "resample" (the corrupt twin's values), "mean" (over the split's clean prompts), "zero", or
+            "optimal" (constants given as `constants`, which `learn_constants` learns).
+        direction: "noising" runs the clean prompts and removes what is outside the circuit; "denoising" runs
+            the corrupt prompts and gives the circuit's edges the clean run's values.
+        constants: For "optimal" only.
+    """
+
+    ablation: Literal["resample", "mean", "zero", "optimal"] = "resample"
+    direction: Literal["noising", "denoising"] = "noising"
+    constants: EdgeAblation | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if self.ablation not in ABLATIONS:
+            problems.append(f"ablations are {', '.join(ABLATIONS)}")
+        if self.direction not in DIRECTIONS:
+            problems.append(f"directions are {' and '.join(DIRECTIONS)}")
+        if self.direction == "denoising" and self.ablation != "resample":
+            problems.append("denoising gives a circuit's edges the clean run's values, and no constants")
+        if (self.ablation == "optimal") != (self.constants is not None):
+            problems.append("optimal constants are learned first: ms.circuits.learn_constants(model, split)")
+        if problems:
+            raise InterventionMismatch(
+                "These conventions do not fit together.",
+                got=f"ablation={self.ablation!r}, direction={self.direction!r}",
+                because="; ".join(problems),
+                instead='Conventions(ablation="resample", direction="noising")',
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """For records."""
+        named = {k: v for k, v in asdict(self).items() if k in ("ablation", "direction")}
+        return named if self.constants is None else named | {"constants": self.constants.to_json()}
+
+
+class CircuitRuns:
+    """A split's prompts, ready to be run under circuits in either direction.
+
+    Args:
+        model: An open model.
+        split: Prompt pairs.
+        conventions: What removed edges carry, and in which run.
+        metric: Read instead of the split's.
+    """
+
+    def __init__(
+        self, model: Model, split: Split, conventions: Conventions, *, metric: Metric | None = None
+    ) -> None:
+        self.split, self.conventions = split, conventions
+        self.is_denoising = conventions.direction == "denoising"
+        tokens, other = (split.corrupt, split.clean) if self.is_denoising else (split.clean, split.corrupt)
+        match conventions.ablation:
+            case "resample":
+                ablation: EdgeAblation = Resampled(prompts=other)
+            case "mean":
+                ablation = mean_of(model, split.clean)
+            case "zero":
+                ablation = zero(model)
+            case "optimal":
+                assert conventions.constants is not None
+                ablation = conventions.constants
+        self.runs = EdgeRuns(model, tokens, metric=metric or split.metric, ablation=ablation)
+        self.wiring = self.runs.wiring
+
+    def measure(self, circuits: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """The metric of circuits, [circuit, pair]; circuits that are given twice are run once."""
+        masks = np.asarray(circuits, dtype=bool)
+        masks = ~masks if self.is_denoising else masks
+        unique, where = np.unique(np.packbits(masks, axis=1), axis=0, return_inverse=True)
+        first = np.zeros(len(unique), dtype=np.int64)
+        first[where.ravel()[::-1]] = np.arange(len(masks))[::-1]
+        # Circuits of like size share what they compute, so they are run next to each other.
+        order = first[np.argsort(masks[first].sum(1), kind="stable")]
+        values = np.zeros((len(masks), self.runs.n_rows))
+        values[order] = self.runs.measure(masks[order]).numpy()
+        return values[first[where.ravel()]]
+
+    def hold(self) -> AbstractContextManager[None]:
+        """Hold the model for a series of runs."""
+        return self.runs.open()
+
+
+def split_to_search(behavior: Behavior | Split) -> Split:
+    """Where circuits are looked for: a behaviour's train split, or the split given."""
+    return behavior.train if isinstance(behavior, Behavior) else behavior
+
+
+def kl_to_model(model: Model, split: Split) -> KL:
+    """Divergence of a run from the model's own output on the clean prompts, at the metric's position."""
+    last = f"resid_post.{model.n_layers - 1}"
+    run = model.run(split.clean, capture=[last], stop_after=last)
+    stream = run.cache[last]
+    columns = read_columns(Frame.of(split.clean), (split.metric.position,)).to(stream.device)
+    at = torch.arange(len(columns), device=stream.device)[:, None]
+    with torch.no_grad():
+        logits: Tensor = head_of(model.binding)(stream[at, columns])[:, 0]
+    return KL(position=split.metric.position, reference=Value(logits.detach()))

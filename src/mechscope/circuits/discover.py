@@ -1,0 +1,57 @@
+"""discover: find a circuit by any registered method."""
+
+from dataclasses import fields
+from typing import Any
+
+from mechscope.behaviors.behavior import Behavior
+from mechscope.behaviors.split import Split
+from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.conventions import split_to_search
+from mechscope.circuits.registry import methods
+from mechscope.models.model import Model
+from mechscope.vocabulary.errors import InputError
+
+
+def discover(
+    model: Model,
+    behavior: Behavior | Split,
+    *,
+    method: str = "eap-ig",
+    n_edges: int | None = None,
+    **settings: Any,
+) -> Circuit:
+    """Find the edges that carry a behaviour, on its train split.
+
+    Args:
+        model: An open model.
+        behavior: Prompt pairs; of a behaviour the train split is looked at and no other.
+        method: A name of `ms.circuits.methods()`: "acdc", "eap-ig", "edge-pruning", ...
+        n_edges: How many edges at most, where the method takes a number.
+        settings: Of the method: the fields of its settings class.
+
+    Returns:
+        A circuit with the method's scores. What it is worth is another question: `circuit.evaluate(model,
+        behavior.held_out)`.
+
+    Raises:
+        InputError: no such method or setting.
+
+    Cost: the method's own; docs/methods/circuits.md.
+    """
+    known = methods()
+    if method not in known:
+        raise InputError(
+            f'There is no way to find circuits called "{method}".', got=method, instead=", ".join(known)
+        )
+    chosen = known[method]
+    names = [field.name for field in fields(chosen.settings)]
+    given = settings | ({} if n_edges is None else {"n_edges": n_edges})
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise InputError(
+            f'"{method}" has no setting {", ".join(unknown)}.',
+            got=", ".join(f"{name}={given[name]!r}" for name in unknown),
+            because=f"its settings are those of {chosen.settings.__name__}",
+            instead=", ".join(names),
+        )
+    return chosen.find(model, split_to_search(behavior), chosen.settings(**given))

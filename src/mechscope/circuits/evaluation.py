@@ -1,0 +1,400 @@
+"""Evaluation: how much of a behaviour a circuit carries, what it leaves out, and what of it is not needed.
+
+    F(C) = (m(C) - m(none)) / (m(model) - m(none))        faithfulness; `none` has no edge left
+    completeness: the largest |F(C less K) - F(model less K)| over sets K of the circuit's nodes
+    minimality:   for an edge or node, the largest change of m by taking it away, K gone or not
+
+Ratios are given both ways, as a ratio of means and as the mean of ratios. Many circuits share every run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from mechscope.behaviors.split import Split
+from mechscope.circuits.circuit import Circuit, edges_out_of
+from mechscope.circuits.conventions import CircuitRuns, Conventions
+from mechscope.data.intervals import Interval, Resamples, ratio_bootstrap
+from mechscope.figures.prose import Table
+from mechscope.models.model import Model
+from mechscope.records.fingerprint import ModelFingerprint
+from mechscope.records.record import Record
+from mechscope.vocabulary.edges import Node
+from mechscope.vocabulary.errors import NotEnoughEvidence, ShapeError
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+PARTS = ("completeness", "minimality")
+
+
+class CircuitEvaluationRecord(Record):
+    """A saved `CircuitEvaluation`."""
+
+    kind: ClassVar[str] = "circuit-evaluation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Which measures are taken beside faithfulness.
+
+    Args:
+        parts: "completeness", "minimality", both or neither.
+        n_subsets: Random sets of nodes that completeness and minimality take away.
+        seed: Of those sets.
+        n_resamples: Of the intervals.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    n_subsets: int = 8
+    seed: int = 0
+    n_resamples: int = 2000
+
+    def __post_init__(self) -> None:
+        unknown = set(self.parts) - set(PARTS)
+        if unknown:
+            raise ShapeError(
+                "There is no such measure.", got=", ".join(sorted(unknown)), instead=", ".join(PARTS)
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitEvaluation:
+    """What a circuit does on a split, pair by pair.
+
+    Args:
+        circuit: The circuit.
+        values: The metric under the circuit, [pair].
+        model_values: With all edges, [pair].
+        none_values: With none, [pair].
+        units: Number of each pair's unit; pairs of one unit are one observation.
+        incompleteness: |F(C less K) - F(model less K)| of each set K; {} if not measured.
+        edge_needs: Change of m by taking away each edge, as a share of m(model) - m(none), in the circuit's order.
+        node_needs: The same for nodes, the largest over sets K that are gone too.
+        settings: Conventions and measures, JSON.
+        model: Which weights.
+        data_sha256: Hash of the prompts.
+    """
+
+    circuit: Circuit
+    values: np.ndarray
+    model_values: np.ndarray
+    none_values: np.ndarray
+    units: np.ndarray
+    incompleteness: Mapping[str, float] = field(default_factory=dict)
+    edge_needs: np.ndarray | None = None
+    node_needs: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: ModelFingerprint | None = None
+    data_sha256: str | None = None
+
+    @property
+    def gap(self) -> float:
+        """m(model) less m(none), mean over pairs."""
+        return float((self.model_values - self.none_values).mean())
+
+    @property
+    def faithfulness(self) -> float:
+        """Ratio of means; 1 is the whole model's, 0 none, and it may leave that range."""
+        return float((self.values - self.none_values).mean() / self.gap)
+
+    @cached_property
+    def per_pair(self) -> np.ndarray:
+        """Faithfulness of each pair whose gap is not zero, [pair]; NaN where it is."""
+        gap = self.model_values - self.none_values
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(gap == 0, np.nan, (self.values - self.none_values) / gap)
+
+    @property
+    def mean_of_ratios(self) -> float:
+        """Mean of `per_pair`; a few pairs with a small gap can carry it away."""
+        return float(np.nanmean(self.per_pair))
+
+    @property
+    def quantiles(self) -> dict[float, float]:
+        """Quantiles of `per_pair`."""
+        found = np.nanquantile(self.per_pair, QUANTILES)
+        return {q: float(value) for q, value in zip(QUANTILES, found, strict=True)}
+
+    @cached_property
+    def interval(self) -> Interval:
+        """95% interval of `faithfulness`, by resampling units.
+
+        Raises:
+            NotEnoughEvidence: the gap's interval includes zero.
+        """
+        resamples = Resamples(self.units, seed=0, n_resamples=int(self.settings.get("n_resamples", 2000)))
+        found = ratio_bootstrap(
+            resamples, self.values - self.none_values, self.model_values - self.none_values
+        )
+        return found.interval(0.95)
+
+    @property
+    def completeness(self) -> float | None:
+        """The largest incompleteness found; 0 is complete. None if not measured."""
+        return max(self.incompleteness.values()) if self.incompleteness else None
+
+    @property
+    def unneeded_edges(self) -> tuple[str, ...]:
+        """Edges whose removal moves the metric by less than 1% of the gap."""
+        if self.edge_needs is None:
+            return ()
+        pairs = zip(self.circuit.edges, self.edge_needs, strict=True)
+        return tuple(str(edge) for edge, need in pairs if need < 0.01)
+
+    @property
+    def minimality(self) -> float | None:
+        """Share of edges that are needed: their removal moves the metric by at least 1% of the gap."""
+        return None if self.edge_needs is None else float((self.edge_needs >= 0.01).mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers for a machine."""
+        try:
+            interval: list[float] | None = [self.interval.low, self.interval.high]
+        except NotEnoughEvidence:
+            interval = None
+        return {
+            "n_edges": len(self.circuit),
+            "n_pairs": len(self.values),
+            "metric": {
+                "circuit": float(self.values.mean()),
+                "model": float(self.model_values.mean()),
+                "none": float(self.none_values.mean()),
+            },
+            "faithfulness": self.faithfulness,
+            "faithfulness_interval": interval,
+            "mean_of_ratios": self.mean_of_ratios,
+            "quantiles": {str(q): value for q, value in self.quantiles.items()},
+            "completeness": self.completeness,
+            "minimality": self.minimality,
+            "unneeded_edges": list(self.unneeded_edges),
+        }
+
+    def table(self) -> Table:
+        """The numbers for a report."""
+        numbers = self.to_json()
+        interval = numbers["faithfulness_interval"]
+        ends = "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
+        rows: list[list[object]] = [
+            ["edges", f"{len(self.circuit)} of {self.circuit.wiring.n_edges}"],
+            ["metric: circuit, model, no edge", " , ".join(f"{v:.4g}" for v in numbers["metric"].values())],
+            ["faithfulness (ratio of means), 95% interval", f"{self.faithfulness:.3f}, {ends}"],
+            ["faithfulness (mean of ratios)", f"{self.mean_of_ratios:.3f}"],
+            ["5% to 95% of pairs", f"{self.quantiles[0.05]:.3f} to {self.quantiles[0.95]:.3f}"],
+        ]
+        if self.completeness is not None:
+            rows.append(["largest incompleteness", f"{self.completeness:.3f}"])
+        if self.minimality is not None:
+            rows.append(["share of edges that are needed", f"{self.minimality:.3f}"])
+        said = ", ".join(
+            f"{k} {v}" for k, v in self.settings.items() if k in ("ablation", "direction", "split")
+        )
+        return Table(["measure", "value"], rows, caption=said)
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
+
+    def __repr__(self) -> str:
+        told = f"faithfulness {self.faithfulness:.3f} over {len(self.values)} pairs"
+        return f"<CircuitEvaluation {self.circuit.name}: {told}>"
+
+    def save(self, path: str | Path) -> None:
+        """Write a record."""
+        arrays = {
+            "values": self.values,
+            "model": self.model_values,
+            "none": self.none_values,
+            "units": self.units,
+        }
+        arrays |= {} if self.edge_needs is None else {"edge_needs": self.edge_needs}
+        arrays |= {} if self.circuit.scores is None else {"scores": self.circuit.scores}
+        CircuitEvaluationRecord(
+            settings={**self.settings, "found_by": dict(self.circuit.settings)},
+            model=self.model,
+            data_sha256=self.data_sha256,
+            numbers={
+                "circuit": self.circuit.to_json(),
+                "incompleteness": dict(self.incompleteness),
+                "node_needs": dict(self.node_needs),
+                "summary": self.to_json(),
+            },
+            arrays=arrays,
+        ).save(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "CircuitEvaluation":
+        """Read what `save` wrote."""
+        record = CircuitEvaluationRecord.load(path)
+        settings = dict(record.settings)
+        circuit = Circuit.from_json(
+            record.numbers["circuit"], scores=record.arrays.get("scores"), settings=settings.pop("found_by")
+        )
+        return cls(
+            circuit=circuit,
+            values=record.arrays["values"],
+            model_values=record.arrays["model"],
+            none_values=record.arrays["none"],
+            units=record.arrays["units"],
+            incompleteness=record.numbers["incompleteness"],
+            edge_needs=record.arrays.get("edge_needs"),
+            node_needs=record.numbers["node_needs"],
+            settings=settings,
+            model=record.model,
+            data_sha256=record.data_sha256,
+        )
+
+
+def evaluate_circuits(
+    model: Model,
+    circuits: Sequence[Circuit],
+    split: Split,
+    *,
+    conventions: Conventions | None = None,
+    measures: Measures | None = None,
+) -> list[CircuitEvaluation]:
+    """Evaluate circuits on one split; the clean, corrupt and reference runs and equal circuits are shared.
+
+    Args:
+        model: The model that they were found in.
+        circuits: At least one.
+        split: Prompt pairs; for a claim about them, ones that no search has seen.
+        conventions: What removed edges carry, and in which run.
+        measures: What is measured beside faithfulness.
+
+    Returns:
+        One evaluation a circuit, in the order given.
+
+    Raises:
+        UnknownEdge: a circuit of another model.
+        NotEnoughEvidence: an empty circuit, or none at all.
+
+    Cost: two forward passes, one for all edges, one for each circuit less what it need not compute; minimality
+        adds one for each edge, completeness two for each set.
+    """
+    if not circuits:
+        raise NotEnoughEvidence("There is no circuit to evaluate.", got="an empty list")
+    for circuit in circuits:
+        circuit.refuse_unless_of(model)
+    conventions, measures = conventions or Conventions(), measures or Measures()
+    runs = CircuitRuns(model, split, conventions)
+    plans = [_Plan(circuit, measures) for circuit in circuits]
+    masks = [np.ones_like(circuits[0].kept), np.zeros_like(circuits[0].kept)]
+    for plan in plans:
+        masks += plan.masks
+    with runs.hold():
+        values = runs.measure(np.stack(masks))
+    refuse_without_gap(values[0], values[1])
+    settings = {"split": split.name, "metric": split.metric.kind, **conventions.to_json()}
+    settings |= {"n_subsets": measures.n_subsets, "seed": measures.seed, "n_resamples": measures.n_resamples}
+    found, start = [], 2
+    for plan in plans:
+        own = values[start : start + len(plan.masks)]
+        start += len(plan.masks)
+        found.append(
+            CircuitEvaluation(
+                circuit=plan.circuit,
+                values=own[0],
+                model_values=values[0],
+                none_values=values[1],
+                units=split.units,
+                settings=settings,
+                model=model.fingerprint,
+                data_sha256=split.data_hash,
+                **plan.read(own.mean(1), float(values[0].mean()), float(values[1].mean())),
+            )
+        )
+    return found
+
+
+class _Plan:
+    """The circuits that one circuit's measures need, and how they are read."""
+
+    def __init__(self, circuit: Circuit, measures: Measures) -> None:
+        self.circuit, self.measures = circuit, measures
+        self.masks: list[np.ndarray] = [circuit.kept]
+        self.subsets = _subsets(circuit, measures) if measures.parts else {}
+        self.whole = np.ones_like(circuit.kept)
+        self.places: dict[tuple[str, str], int] = {}
+        for name, nodes in self.subsets.items():
+            gone = edges_out_of(circuit.wiring, nodes)
+            self._add(("circuit", name), circuit.kept & ~gone)
+            if "completeness" in measures.parts:
+                self._add(("model", name), self.whole & ~gone)
+        if "minimality" in measures.parts:
+            for index in np.flatnonzero(circuit.kept):
+                mask = circuit.kept.copy()
+                mask[index] = False
+                self._add(("edge", str(index)), mask)
+            for node in _writers(circuit):
+                gone = edges_out_of(circuit.wiring, [node])
+                self._add(("node", str(node)), circuit.kept & ~gone)
+                for name, nodes in self.subsets.items():
+                    if node not in nodes:
+                        rest = circuit.kept & ~gone & ~edges_out_of(circuit.wiring, nodes)
+                        self._add((f"node less {name}", str(node)), rest)
+
+    def _add(self, key: tuple[str, str], mask: np.ndarray) -> None:
+        self.places[key] = len(self.masks)
+        self.masks.append(mask)
+
+    def read(self, means: np.ndarray, model: float, none: float) -> dict[str, Any]:
+        """The evaluation's fields from each circuit's mean metric."""
+        gap, found = model - none, {}
+        if "completeness" in self.measures.parts:
+            found["incompleteness"] = {
+                name: float(abs(means[self.places["circuit", name]] - means[self.places["model", name]]))
+                / abs(gap)
+                for name in self.subsets
+            }
+        if "minimality" in self.measures.parts:
+            edges = [self.places["edge", str(index)] for index in np.flatnonzero(self.circuit.kept)]
+            found["edge_needs"] = np.abs(means[edges] - means[0]) / abs(gap)
+            needs: dict[str, float] = {}
+            for (kind, name), place in self.places.items():
+                if not kind.startswith("node"):
+                    continue
+                before = 0 if kind == "node" else self.places["circuit", kind.removeprefix("node less ")]
+                change = abs(means[place] - means[before]) / abs(gap)
+                needs[name] = max(needs.get(name, 0.0), float(change))
+            found["node_needs"] = needs
+        return found
+
+
+def _writers(circuit: Circuit) -> list[Node]:
+    touched = set(circuit.nodes)
+    return [node for node in circuit.wiring.writers if node.kind != "embed" and node in touched]
+
+
+def _subsets(circuit: Circuit, measures: Measures) -> dict[str, list[Node]]:
+    """Sets of the circuit's nodes: each layer's, and random ones of half of them."""
+    nodes = _writers(circuit)
+    found: dict[str, list[Node]] = {}
+    if len(nodes) < 2:
+        return found
+    for layer in sorted({node.layer or 0 for node in nodes}):
+        found[f"layer {layer}"] = [node for node in nodes if node.layer == layer]
+    rng = np.random.default_rng(measures.seed)
+    for index in range(measures.n_subsets):
+        chosen = rng.random(len(nodes)) < 0.5
+        picked = [node for node, is_in in zip(nodes, chosen, strict=True) if is_in]
+        if picked:
+            found[f"random {index}"] = picked
+    return found
+
+
+def refuse_without_gap(model: np.ndarray, none: np.ndarray) -> None:
+    """Refuse ratios of a gap that rounding alone explains.
+
+    Raises:
+        NotEnoughEvidence: the metric is the same with all edges and with none.
+    """
+    gaps, size = model - none, float(np.abs(np.concatenate([model, none])).max())
+    if not np.isfinite(gaps).all() or abs(gaps.mean()) <= 1e-5 * size:
+        raise NotEnoughEvidence(
+            "The model and the circuit without edges cannot be told apart.",
+            got=f"mean gap {float(gaps.mean()):.3g} over {len(gaps)} pairs",
+            because="faithfulness is a share of that gap",
+            instead="a behaviour that the model has, or another ablation",
+        )

@@ -1,0 +1,103 @@
+"""Evaluation: faithfulness from its definition, shared work, directions, ablations, and nothing where nothing is."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from circuits.cases import TRUE_EDGES, induction, pairs
+from family_cases import opened
+from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.conventions import CircuitRuns, Conventions
+from mechscope.circuits.evaluation import CircuitEvaluation, Measures, evaluate_circuits
+from mechscope.vocabulary.errors import InterventionMismatch, NotEnoughEvidence
+
+FEW = Measures(n_subsets=3, n_resamples=200)
+
+
+def true_circuit() -> Circuit:
+    return Circuit.of(induction()[0], TRUE_EDGES)
+
+
+def test_the_true_edges_are_faithful_complete_and_minimal():
+    model, behavior = induction()
+    found = true_circuit().evaluate(model, behavior.held_out, measures=FEW)
+    assert found.faithfulness == pytest.approx(1, abs=0.02)
+    assert found.interval.low > 0.95 and abs(found.mean_of_ratios - 1) < 0.05
+    assert found.completeness < 0.05 and found.minimality == 1.0 and found.unneeded_edges == ()
+    assert found.quantiles[0.05] > 0.9
+    assert min(found.node_needs.values()) > 0.5
+
+
+def test_edges_that_do_nothing_are_found_to_be_unneeded_and_missing_ones_to_be_missed():
+    model, behavior = induction()
+    padded = true_circuit() | Circuit.of(model, ["a0.6->a1.3.v", "embed->a0.6.v", "a1.3->logits"])
+    found = padded.evaluate(model, behavior.validation, measures=FEW)
+    assert set(found.unneeded_edges) == {"a0.6->a1.3.v", "embed->a0.6.v", "a1.3->logits"}
+    assert found.minimality == 0.5
+    half = true_circuit() - Circuit.of(model, ["embed->a0.5.v"])
+    assert abs(half.evaluate(model, behavior.validation, measures=FEW).faithfulness) < 0.05
+
+
+def test_circuits_evaluated_together_are_as_if_alone():
+    model, split = opened("gemma2"), pairs(n=4)
+    generator = np.random.default_rng(0)
+    wiring = Circuit.whole(model).wiring
+    circuits = [Circuit(wiring=wiring, kept=generator.random(wiring.n_edges) < p) for p in (0.9, 0.97)]
+    together = evaluate_circuits(model, circuits, split, measures=Measures(parts=()))
+    for circuit, one in zip(circuits, together, strict=True):
+        alone = circuit.evaluate(model, split, measures=Measures(parts=()))
+        assert np.allclose(one.values, alone.values, atol=1e-10)
+        assert np.allclose(one.model_values, alone.model_values, atol=1e-10)
+    assert together[0].completeness is None and together[0].minimality is None
+
+
+def test_faithfulness_is_its_definition():
+    model, behavior = induction()
+    split = behavior.validation
+    found = true_circuit().evaluate(model, split, measures=Measures(parts=()))
+    runs = CircuitRuns(model, split, Conventions())
+    m = runs.measure(np.stack([true_circuit().kept, runs.runs.every, runs.runs.none]))
+    assert found.faithfulness == pytest.approx((m[0] - m[2]).mean() / (m[1] - m[2]).mean(), abs=1e-9)
+    assert np.allclose(found.per_pair, (m[0] - m[2]) / (m[1] - m[2]))
+
+
+def test_denoising_gives_the_circuit_the_clean_values_in_the_corrupt_run():
+    model, behavior = induction()
+    denoising = Conventions(direction="denoising")
+    found = true_circuit().evaluate(model, behavior.validation, conventions=denoising, measures=FEW)
+    assert found.faithfulness == pytest.approx(1, abs=0.05)
+    rest = (~true_circuit()).evaluate(
+        model, behavior.validation, conventions=denoising, measures=Measures(parts=())
+    )
+    assert abs(rest.faithfulness) < 0.05
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_constants_need_the_position_edges_too(ablation):
+    model, behavior = induction()
+    more = ["embed->a0.5.q", "embed->a0.5.k", "embed->a1.11.q", "embed->a1.11.v"]
+    full = true_circuit() | Circuit.of(model, more)
+    settings = {"conventions": Conventions(ablation=ablation), "measures": Measures(parts=())}
+    assert full.evaluate(model, behavior.validation, **settings).faithfulness > 0.8
+    assert true_circuit().evaluate(model, behavior.validation, **settings).faithfulness < 0.5
+
+
+def test_an_evaluation_survives_saving(tmp_path):
+    model, behavior = induction()
+    saved = true_circuit().evaluate(model, behavior.validation, measures=FEW)
+    saved.save(tmp_path / "evaluation.json")
+    loaded = CircuitEvaluation.load(tmp_path / "evaluation.json")
+    assert loaded.to_json() == saved.to_json() and loaded.circuit == saved.circuit
+    assert "faithfulness" in str(saved.table().markup())
+
+
+def test_conventions_that_do_not_fit_and_gaps_of_nothing_are_refused():
+    with pytest.raises(InterventionMismatch):
+        Conventions(direction="denoising", ablation="zero")
+    with pytest.raises(InterventionMismatch):
+        Conventions(ablation="optimal")
+    model, behavior = induction()
+    same = behavior.train.select([0, 1])
+    with pytest.raises(NotEnoughEvidence, match="cannot be told apart"):
+        true_circuit().evaluate(model, replace(same, corrupt=same.clean))

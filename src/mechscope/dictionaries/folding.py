@@ -35,8 +35,9 @@ def fold_normalization(settings: Settings, tensors: Mapping[str, Tensor]) -> Fol
     settings, tensors = _with_threshold_on_pre(settings, dict(tensors))
     new = dict(tensors)
     new |= _folded_encoder(settings, tensors, same=_is_same_space(settings, tensors))
-    for name in [name for name in tensors if name.startswith("W_dec")]:
-        new[name] = _undone(tensors[name], out_scale, settings)
+    for block in Weights(settings, tensors).blocks:
+        name = "W_dec" if block.sites is None else f"W_dec.{block.index}"
+        new[name] = _undone(tensors[name], out_scale, settings, block.sites or ())
     b_dec = undo(tensors["b_dec"].reshape(1, -1), out_scale)[0]
     b_dec = b_dec if out_mean is None else b_dec + out_mean
     if settings.has_skip:
@@ -201,12 +202,14 @@ def _scaled_rows(w: Tensor, scale: Tensor | None) -> Tensor:
     return w * (scale if scale.ndim == 0 else scale[:, None])
 
 
-def _undone(rows: Tensor, scale: Tensor | None, settings: Settings) -> Tensor:
+def _undone(rows: Tensor, scale: Tensor | None, settings: Settings, targets: tuple[int, ...]) -> Tensor:
     if scale is None or scale.ndim == 0 or not settings.is_cross_layer:
         return undo(rows.flatten(1), scale).reshape(rows.shape)
+    if scale.ndim == 1:
+        return rows / scale.reshape(len(settings.writes), -1)[list(targets)]
     raise FoldingError(
-        "A cross-layer decoder folds only a single scale.",
+        "A cross-layer decoder does not fold a matrix.",
         got=f"scale {list(scale.shape)}",
-        because="its rows cover some of the sites written",
+        because="its rows cover some of the sites written, and the matrix mixes them",
         instead="the dictionary as it is",
     )

@@ -1,4 +1,4 @@
-"""ReLU with an L1 penalty (Bricken et al. 2023; Conerly et al. 2024), and with an annealed Lp (Karvonen et al. 2024)."""
+"""ReLU with an L1 penalty (Bricken et al. 2023; Conerly et al. 2024), or an annealed Lp (Karvonen et al. 2024)."""
 
 from dataclasses import dataclass
 

@@ -90,6 +90,8 @@ class Encoder:
 
     def at(self, pattern: Pattern, known: Tensor | None = None) -> Active:
         """The latents of a pattern."""
+        if not self.is_sparse:
+            return self._masked(pattern)
         if self.shift is None:
             return Active(encode_rows(self.inputs, self.weight, self.bias, pattern, known=known), pattern)
         pre = encode_shifted_rows(self.inputs, self.shift, self.weight, self.bias, pattern, known=known)
@@ -98,18 +100,12 @@ class Encoder:
     def top(self, k: int) -> Active:
         """The k largest of each row."""
         if not self.is_sparse:
-            return self._dense_at(
+            return self._masked(
                 Pattern.of_rectangle(self.everything().pre.topk(k, dim=1).indices, self.n_latents)
             )
         with torch.no_grad():
-            product = self.product()
-            if not self.uses_bfloat16:
-                chosen = largest(product, k)
-                return self.at(self._rectangle(chosen), product.gather(1, chosen).reshape(-1))
-            chosen = largest(product, min(k + max(8, k // 4), self.n_latents))
-            exact = self.exactly(self._rectangle(chosen)).view(chosen.shape)
-            known, best = exact.topk(k, dim=1, sorted=False)
-        return self.at(self._rectangle(chosen.gather(1, best)), known.reshape(-1))
+            latents, known = self._largest(k)
+        return self.at(self._rectangle(latents), known)
 
     def top_of_batch(self, n: int) -> Active:
         """The n largest entries of the whole batch, and perhaps a few that are as large; zeros of none."""
@@ -117,31 +113,48 @@ class Encoder:
             if not self.is_sparse:
                 pre = self.everything().pre
                 floor = pre.reshape(-1).topk(n, sorted=True).values[-1]
-                rows, latents = (pre >= floor).nonzero(as_tuple=True)
-                return self._dense_at(Pattern.of_entries(rows, latents, self.n_rows, self.n_latents))
-            product = self.product()
-            wanted = n + n // 4 if self.uses_bfloat16 else n
-            pattern = above(product, floor_of_largest(product, min(wanted, product.numel() - 1)))
-            exact = self.exactly(pattern)
-            if len(exact) > n:
-                floor = exact.topk(n, sorted=True).values[-1]
-                pattern, exact = kept(pattern, exact, exact >= floor)
+                pattern = Pattern.of_entries(*(pre >= floor).nonzero(as_tuple=True), *pre.shape)
+                exact = None
+            else:
+                pattern, exact = self._largest_of_batch(n)
         return self.at(pattern, exact)
+
+    def _largest(self, k: int) -> tuple[Tensor, Tensor]:
+        product = self.product()
+        if not self.uses_bfloat16:
+            chosen = largest(product, k)
+            return chosen, product.gather(1, chosen).reshape(-1)
+        chosen = largest(product, min(k + max(8, k // 4), self.n_latents))
+        exact = self.exactly(self._rectangle(chosen)).view(chosen.shape)
+        known, best = exact.topk(k, dim=1, sorted=False)
+        return chosen.gather(1, best), known.reshape(-1)
+
+    def _largest_of_batch(self, n: int) -> tuple[Pattern, Tensor]:
+        product = self.product()
+        wanted = n + n // 4 if self.uses_bfloat16 else n
+        pattern = above(product, floor_of_largest(product, min(wanted, product.numel() - 1)))
+        exact = self.exactly(pattern)
+        if len(exact) > n:
+            floor = exact.topk(n, sorted=True).values[-1]
+            pattern, exact = kept(pattern, exact, exact >= floor)
+        return pattern, exact
 
     def above(self, floor: Tensor | None) -> Active:
         """Every latent whose pre-activation exceeds its floor [latent] (None: zero); all latents where many do."""
         if not self.is_sparse:
             return self.everything()
         with torch.no_grad():
-            product = self.product(floor)
-            margin = self._margin(floor) if self.uses_bfloat16 else 0.0
-            rough = above(product, -margin)
-            if len(rough.latents) > DENSE_SHARE * product.numel():
-                return self.everything()
-            exact = self.exactly(rough)
-            is_on = exact > (0.0 if floor is None else floor[rough.latents])
-            pattern, exact = kept(rough, exact, is_on)
-        return self.at(pattern, exact)
+            found = self._entries_above(floor)
+        return self.everything() if found is None else self.at(*found)
+
+    def _entries_above(self, floor: Tensor | None) -> tuple[Pattern, Tensor] | None:
+        product = self.product(floor)
+        margin = self._margin(floor) if self.uses_bfloat16 else 0.0
+        rough = above(product, -margin)
+        if len(rough.latents) > DENSE_SHARE * product.numel():
+            return None
+        exact = self.exactly(rough)
+        return kept(rough, exact, exact > (0.0 if floor is None else floor[rough.latents]))
 
     def among(self, latents: Tensor, k: int, n_rows: int) -> Active:
         """The k largest among some latents, for the first rows only."""
@@ -156,7 +169,7 @@ class Encoder:
                 part = part + floor[latents]
             chosen = latents[part.topk(k, dim=1, sorted=False).indices]
         pattern = Pattern.of_rectangle(chosen, self.n_latents)
-        return first.at(pattern) if self.is_sparse else first._dense_at(pattern)
+        return first.at(pattern)
 
     def exactly(self, pattern: Pattern) -> Tensor:
         """Pre-activations in the weights' own precision, without gradients."""
@@ -178,9 +191,11 @@ class Encoder:
         self._product = (product, floor)
         return product
 
-    def _dense_at(self, pattern: Pattern) -> Active:
-        """The dense oracle of `at`: a full product with gradients, then the entries."""
-        return Active(self.everything().pre[pattern.rows, pattern.latents], pattern)
+    def _masked(self, pattern: Pattern) -> Active:
+        """The dense oracle of `at`: a full product with gradients, zero outside the pattern."""
+        mask = torch.zeros(self.n_rows, self.n_latents, dtype=torch.bool, device=self.inputs.device)
+        mask[pattern.rows, pattern.latents] = True
+        return Active(torch.where(mask, self.everything().pre, 0.0), None)
 
     def _margin(self, floor: Tensor | None) -> Tensor:
         """How far below a floor a bfloat16 product may put an entry that lies above it: four typical errors."""

@@ -1,0 +1,92 @@
+"""Checkpoints of a training run: every tensor of every learner and its optimiser, in one safetensors file.
+
+Invariant: the file is whole or absent, every number comes back bit for bit. Refuses a checkpoint of another recipe.
+"""
+
+import errno
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechscope.dictionaries.training.learner import Learner
+from mechscope.records.canonical import hash_json
+from mechscope.records.files import open_tensor_metadata, open_tensors, save_tensors
+from mechscope.vocabulary.errors import BadFile, DiskFull
+
+FILE = "checkpoint.safetensors"
+
+
+def save_checkpoint(
+    folder: Path, learners: Sequence[Learner], *, step: int, recipe: Mapping[str, Any]
+) -> None:
+    """Write the state after `step` steps; the previous checkpoint is replaced only by a whole one.
+
+    Raises:
+        DiskFull: no room; the previous checkpoint stands.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for i, learner in enumerate(learners):
+        tensors |= {f"{i}/params/{name}": value.detach() for name, value in learner.params.items()}
+        tensors |= {f"{i}/state/{name}": value for name, value in learner.state.items()}
+        tensors[f"{i}/dead"] = learner.dead
+        for name, value in learner.params.items():
+            moments = learner.optimizer.state.get(value, {})
+            tensors |= {f"{i}/adam/{name}/{key}": moment for key, moment in moments.items()}
+    try:
+        save_tensors(folder / FILE, tensors, {"step": step, "recipe": hash_json(recipe)})
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if not isinstance(error, OSError) and "No space left" not in str(error):  # safetensors' own error
+            raise
+        raise DiskFull(
+            "There is no room for a checkpoint.",
+            got=str(error),
+            because="the previous checkpoint stands",
+            instead="make room and run the same command again: it goes on from there",
+        ) from error
+
+
+def open_checkpoint(folder: Path, learners: Sequence[Learner], *, recipe: Mapping[str, Any]) -> int | None:
+    """Read a checkpoint into learners; returns its step, or None where there is none.
+
+    Raises:
+        BadFile: it was made with other settings, text or model.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    metadata = open_tensor_metadata(path)
+    if metadata["recipe"] != hash_json(recipe):
+        raise BadFile(
+            f"{path.name} belongs to another training run.",
+            got=f"recipe {str(metadata['recipe'])[:12]}, this run's is {hash_json(recipe)[:12]}",
+            because="settings, sites, text or model differ",
+            instead="an empty folder, or what the folder was begun with",
+        )
+    tensors = open_tensors(path, framework="torch")
+    with torch.no_grad():
+        for i, learner in enumerate(learners):
+            _restore(learner, i, tensors)
+    return int(metadata["step"])  # pyright: ignore[reportArgumentType]
+
+
+def _restore(learner: Learner, i: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    start = f"{i}/state/"
+    learner.state = {
+        name.removeprefix(start): value.to(learner.device)
+        for name, value in tensors.items()
+        if name.startswith(start)
+    }
+    for name, buffers in learner.state.items():
+        if name.startswith("passed"):
+            learner.state[name] = buffers.cpu()
+    learner.dead = tensors[f"{i}/dead"].to(learner.device)
+    for name, value in learner.params.items():
+        value.copy_(tensors[f"{i}/params/{name}"])
+        start = f"{i}/adam/{name}/"
+        moments = {key.removeprefix(start): found for key, found in tensors.items() if key.startswith(start)}
+        if moments:
+            learner.optimizer.state[value] = {key: found.to(learner.device) for key, found in moments.items()}

@@ -1,0 +1,144 @@
+"""What is trained, and how: frozen settings of a training run, all of them JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from mechscope.dictionaries.architectures.base import Architecture
+from mechscope.vocabulary.errors import DictionaryError
+from mechscope.vocabulary.sites import Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Factors over a run, as fractions of its steps.
+
+    Args:
+        warmup: The rate rises linearly from zero.
+        decay: At the end it falls linearly to zero.
+        sparsity_warmup: The sparsity penalty rises linearly from zero.
+    """
+
+    warmup: float = 0.02
+    decay: float = 0.2
+    sparsity_warmup: float = 0.1
+
+    def rate(self, step: int, n_steps: int) -> float:
+        """Factor of the learning rate at a step."""
+        rising = min(1.0, (step + 1) / max(1.0, self.warmup * n_steps))
+        falling = min(1.0, (n_steps - step) / max(1.0, self.decay * n_steps))
+        return rising * falling
+
+    def pressure(self, step: int, n_steps: int) -> float:
+        """Factor of the sparsity penalty at a step."""
+        return min(1.0, (step + 1) / max(1.0, self.sparsity_warmup * n_steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revival:
+    """What is done about latents that stopped firing.
+
+    Args:
+        dead_after_tokens: A latent is dead when it has not fired for so many tokens.
+        aux_k: Dead latents per token that learn to reconstruct the error (AuxK); 0 turns it off.
+        aux_share: Fraction of each batch on which they do.
+        aux_weight: Of that loss, beside the reconstruction's.
+        resample_at: Fractions of training at which dead latents are re-initialised with badly reconstructed tokens.
+        check_every: Steps between two looks at who is dead; each look waits for the device.
+    """
+
+    dead_after_tokens: int = 200_000
+    aux_k: int = 64
+    aux_share: float = 0.25
+    aux_weight: float = 1 / 32
+    resample_at: tuple[float, ...] = ()
+    check_every: int = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How dictionaries are trained; the same for all of one run.
+
+    Args:
+        n_tokens: Tokens to train on; None means one pass through the corpus. More than it has: it is read again.
+        batch: Tokens of a step.
+        rate: Of Adam, at its highest; None: 1e-3 at 4,096 latents, falling with the root of the width.
+        betas: Of Adam.
+        schedule: Of rate and sparsity.
+        revival: Of dead latents.
+        decoder_norm: "unit" keeps rows at norm one, with their gradients projected; "free" does not; None leaves it to
+            the architecture.
+        normalization: "rms" scales each site to a mean squared norm of its width; "standardize" also subtracts the
+            mean; "none".
+        precision: Of the full encoder product: "auto", "bfloat16" or "full". All else is in the weights' precision.
+        is_sparse: False computes everything with full products: the slow oracle.
+        seed: Of initial weights and the order of tokens.
+    """
+
+    n_tokens: int | None = None
+    batch: int = 4096
+    rate: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Schedule = field(default_factory=Schedule)
+    revival: Revival = field(default_factory=Revival)
+    decoder_norm: Literal["unit", "free"] | None = None
+    normalization: Literal["rms", "standardize", "none"] = "rms"
+    precision: Literal["auto", "bfloat16", "full"] = "auto"
+    is_sparse: bool = True
+    seed: int = 0
+
+    def rate_for(self, width: int) -> float:
+        """Highest rate for a dictionary of a width."""
+        return 1e-3 * (4096 / width) ** 0.5 if self.rate is None else self.rate
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One dictionary to train.
+
+    Args:
+        reads: Sites read.
+        writes: Sites written; None means those read.
+        config: Architecture and width.
+        has_skip: Add a linear map of the values read (a skip transcoder).
+        is_cross_layer: Each site read gets latents of its own, which write to its own layer's site and later ones.
+        name: Names its folder and its line in the log.
+    """
+
+    reads: tuple[Site, ...]
+    writes: tuple[Site, ...] | None = None
+    config: Architecture
+    has_skip: bool = False
+    is_cross_layer: bool = False
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.is_cross_layer and (self.writes is None or len(self.writes) != len(self.reads)):
+            raise DictionaryError(
+                "A cross-layer transcoder writes one site for each that it reads.",
+                got=f"reads {len(self.reads)}, writes {len(self.writes or ())}",
+                because="latents of layer i write from layer i on",
+                instead='reads=("mlp_in.0", ...), writes=("mlp_out.0", ...)',
+            )
+
+    @property
+    def targets(self) -> tuple[Site, ...]:
+        """Sites written."""
+        return self.reads if self.writes is None else self.writes
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every site whose values it needs."""
+        return tuple(dict.fromkeys((*self.reads, *self.targets)))
+
+    def to_json(self) -> Mapping[str, Any]:
+        return {
+            "reads": [str(site) for site in self.reads],
+            "writes": [str(site) for site in self.targets],
+            "config": self.config.to_json(),
+            "has_skip": self.has_skip,
+            "is_cross_layer": self.is_cross_layer,
+        }

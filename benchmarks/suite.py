@@ -39,6 +39,12 @@ def _import(n_pairs: int) -> list[Line]:
     return [import_mechscope(n_pairs=n_pairs)]
 
 
+def _edges(method: str, n_steps: int, limit: float, n_pairs: int) -> list[Line]:
+    from benchmarks.edge_attribution import edge_attribution_line
+
+    return [edge_attribution_line("gpt2-small", method, n_steps=n_steps, limit=limit, n_pairs=n_pairs)]
+
+
 SUITE: dict[str, Benchmark] = {
     "import": _import,
     "capture": partial(_capture, "gpt2-small", 1.15),
@@ -48,6 +54,8 @@ SUITE: dict[str, Benchmark] = {
     "residual-grid-shared": partial(_grid, "resid_pre", True, 16.0),
     "heads-grid": partial(_grid, "z", False, 6.0),
     "heads-grid-shared": partial(_grid, "z", True, 7.5),
+    "edges-eap": partial(_edges, "eap", 1, 1.5),
+    "edges-eap-ig": partial(_edges, "eap-ig", 5, 1.5),
     "steered": partial(_steered, 1, 64),
     "doses": partial(_steered, 32, 24),
 }

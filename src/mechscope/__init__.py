@@ -13,6 +13,8 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope import behaviors as behaviors
     from mechscope import dictionaries as dictionaries
+    from mechscope.attribution.edges import attribute_edges as attribute_edges
+    from mechscope.attribution.nodes import attribute as attribute
     from mechscope import superposition as superposition
     from mechscope.claims.claim import Claim as Claim
     from mechscope.claims.mechanisms import Components as Components
@@ -91,6 +93,8 @@ _INDEX: dict[str, str] = {
     "direct_logit_attribution": "mechscope.lenses.direct_attribution:direct_logit_attribution",
     "attention_patterns": "mechscope.lenses.attention_patterns:attention_patterns",
     "head_scores": "mechscope.lenses.head_scores:head_scores",
+    "attribute": "mechscope.attribution.nodes:attribute",
+    "attribute_edges": "mechscope.attribution.edges:attribute_edges",
     "patch_grid": "mechscope.patching.grid:patch_grid",
     "causal_trace": "mechscope.patching.trace:causal_trace",
     "Components": "mechscope.claims.mechanisms:Components",

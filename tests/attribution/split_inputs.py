@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from arithmetic_forward import Arithmetic, Function
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 class SplitInputs(Arithmetic):
     """`changes` are added to what each reader reads, before its norm; they are zero, and gradients are taken there."""
 
@@ -34,10 +38,10 @@ class SplitInputs(Arithmetic):
             self.streams[self.n_layers] = value
             return value + self.change(self.n_layers, "logits")
 
-        return super().run(ids, n_pad, {last: at_the_end})
+        return super().run(ids, n_pad, {**(edits or {}), last: at_the_end})
 
     def layer(self, index: int, x: Tensor) -> Tensor:
-        self.index, self.streams[index] = index, x
+        self.index, self.streams[index] = index, self.edits.get(f"resid_pre.{index}", _same)(x)
         return super().layer(index, x)
 
     def normed(self, path: str | None, x: Tensor) -> Tensor:
@@ -93,38 +97,52 @@ def written(arithmetic: Arithmetic, values: dict[str, Tensor], layer: int) -> li
     return [part / size * weight * multiplier for part in raw]
 
 
-def edge_scores(
-    arithmetic: SplitInputs, donor: Any, recipient: Any, metric: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Scores by definition, [pair, edge], in the order of the wiring."""
-    given = {name: value.detach() for name, value in arithmetic.run(donor.ids, donor.n_pad).items()}
-    own = arithmetic.run(recipient.ids, recipient.n_pad)
-    metric(own["logits"]).sum().backward()
-    n_layers = arithmetic.n_layers
-    changed = [given["resid_pre.0"] - own["resid_pre.0"]]
-    gradients: list[tuple[int, Tensor]] = []
+Metric = Callable[[Tensor], Tensor]
+
+
+def gradients_at(
+    arithmetic: SplitInputs, batch: Any, metric: Metric, edits: Any = None
+) -> tuple[dict[str, Tensor], list[tuple[int, Tensor]]]:
+    """Points of a run, and for each reader how many writers it sees and the gradient at its own copy."""
+    values = arithmetic.run(batch.ids, batch.n_pad, edits)
+    metric(values["logits"]).sum().backward()
+    found: list[tuple[int, Tensor]] = []
+    n_seen = 1
 
     def gradient(layer: int, which: str, head: int = 0) -> Tensor:
-        found = arithmetic.changes[layer, which, head].grad
-        assert found is not None
-        return found
+        grad = arithmetic.changes[layer, which, head].grad
+        assert grad is not None
+        return grad
 
-    for layer in range(n_layers):
-        before = len(changed)
+    for layer in range(arithmetic.n_layers):
         for which, n in (
             ("q", arithmetic.n_heads),
             ("k", arithmetic.n_kv_heads),
             ("v", arithmetic.n_kv_heads),
         ):
-            gradients += [(before, gradient(layer, which, head)) for head in range(n)]
+            found += [(n_seen, gradient(layer, which, head)) for head in range(n)]
+        after = n_seen + arithmetic.n_heads
+        if f"mlp_out.{layer}" in values:
+            found.append((n_seen if arithmetic.names.is_parallel else after, gradient(layer, "mlp")))
+            after += 1
+        n_seen = after
+    found.append((n_seen, gradient(arithmetic.n_layers, "logits")))
+    return values, found
+
+
+def changes_of(arithmetic: SplitInputs, donor: Any, recipient: Any) -> Tensor:
+    """What every writer changes, [writer, batch, pos, d_model]."""
+    given = dict(arithmetic.run(donor.ids, donor.n_pad))
+    own = dict(arithmetic.run(recipient.ids, recipient.n_pad))
+    changed = [given["resid_pre.0"] - own["resid_pre.0"]]
+    for layer in range(arithmetic.n_layers):
         heads = zip(written(arithmetic, given, layer), written(arithmetic, own, layer), strict=True)
         changed += [a - b for a, b in heads]
         if f"mlp_out.{layer}" in own:
-            sources = before if arithmetic.names.is_parallel else len(changed)
-            gradients.append((sources, gradient(layer, "mlp")))
             changed.append(given[f"mlp_out.{layer}"] - own[f"mlp_out.{layer}"])
-    gradients.append((len(changed), gradient(n_layers, "logits")))
-    stacked = torch.stack([value.detach() for value in changed])
-    return torch.cat(
-        [torch.einsum("ubpd,bpd->bu", stacked[:n], gradient) for n, gradient in gradients], dim=1
-    )
+    return torch.stack(changed).detach()
+
+
+def edge_scores(changes: Tensor, gradients: list[tuple[int, Tensor]]) -> Tensor:
+    """Scores by definition, [pair, edge], in the order of the wiring."""
+    return torch.cat([torch.einsum("ubpd,bpd->bu", changes[:n], g) for n, g in gradients], dim=1)

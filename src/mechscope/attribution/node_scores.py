@@ -98,12 +98,9 @@ class NodeScores:
         )
 
     def __repr__(self) -> str:
-        said = f"NodeScores at {self.settings.get('site')} by {self.settings.get('method')}, {self.settings.get('direction')}"
-        bound = (
-            ""
-            if self.bound is None
-            else f"; nodes that were not verified: at most {self.bound:.3g} {self.unit}"
-        )
+        names = [str(self.settings.get(name)) for name in ("site", "method", "direction")]
+        bound = "" if self.bound is None else f"; not verified: at most {self.bound:.3g} {self.unit}"
+        said = "NodeScores at {}, {}, {}".format(*names)
         return f"{said}{bound}\n{self.scores!r}"
 
     def _repr_html_(self) -> str:

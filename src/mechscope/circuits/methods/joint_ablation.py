@@ -1,0 +1,160 @@
+"""Joint ablation, and attribution given what is gone: both bring out backups that single removals hide.
+
+Where a second head steps in for a removed one, removing either alone shows nothing. So nodes are removed on top of
+each other: each round removes every remaining node besides those that are gone, in one batch, and the one that hurts
+most is gone from then on. A node counts by its largest effect in any round, since what feeds a removed node shows
+only before, and what backs it up only after.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from mechscope.behaviors.split import Split
+from mechscope.circuits.circuit import Circuit, connected_edges, edges_out_of
+from mechscope.circuits.conventions import CircuitRuns, Conventions
+from mechscope.circuits.methods.node_probing import edges_among
+from mechscope.circuits.methods.top_n import chosen_edges, refuse_no_edges
+from mechscope.circuits.registry import discovery
+from mechscope.engine.edge_runs.run import EdgeRuns
+from mechscope.models.model import Model
+from mechscope.vocabulary.edges import Node
+from mechscope.vocabulary.errors import ShapeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointAblation:
+    """Settings of the greedy search over nodes.
+
+    Args:
+        n_rounds: How many nodes are removed on top of each other at most.
+        least: A node counts from this share of m(model) - m(none) on; no more rounds once none reaches it.
+        conventions: What removed nodes carry.
+    """
+
+    n_rounds: int = 10
+    least: float = 0.02
+    conventions: Conventions = field(default_factory=Conventions)
+
+    def __post_init__(self) -> None:
+        if self.n_nodes < 1:
+            raise ShapeError(
+                "A circuit has at least one node.", got=f"n_nodes={self.n_nodes}", instead="n_nodes=5"
+            )
+
+
+@discovery("joint-ablation", JointAblation)
+def find_by_joint_ablation(model: Model, split: Split, settings: JointAblation) -> Circuit:
+    """The nodes that hurt when removed, alone or on top of others."""
+    runs = CircuitRuns(model, split, settings.conventions)
+    wiring = runs.wiring
+    nodes = [node for node in wiring.writers if node.kind != "embed"]
+    out_of = {node: edges_out_of(wiring, [node]) for node in nodes}
+    largest: dict[Node, float] = {}
+    removed: list[Node] = []
+    with runs.hold():
+        ends = runs.measure(np.stack([runs.runs.every, runs.runs.none])).mean(1)
+        least, before = settings.least * abs(ends[0] - ends[1]), ends[0]
+        gone = np.zeros(wiring.n_edges, dtype=bool)
+        while len(removed) < min(settings.n_rounds, len(nodes)):
+            rest = [node for node in nodes if node not in removed]
+            values = runs.measure(np.stack([~(gone | out_of[node]) for node in rest])).mean(1)
+            effects = before - values
+            for node, effect in zip(rest, effects.tolist(), strict=True):
+                largest[node] = max(largest.get(node, effect), effect)
+            best = int(np.argmax(effects))
+            if effects[best] < least:
+                break
+            removed.append(rest[best])
+            gone, before = gone | out_of[rest[best]], values[best]
+    found = {node: effect for node, effect in largest.items() if effect >= least}
+    scores = np.zeros(wiring.n_edges)
+    for node, effect in found.items():
+        scores[out_of[node]] = effect
+    return Circuit(
+        wiring=wiring,
+        kept=edges_among(wiring, list(found)),
+        scores=scores,
+        settings={
+            "method": "joint-ablation",
+            "n_rounds": settings.n_rounds,
+            "least": settings.least,
+            "split": split.name,
+            "scores": "largest effect of the edge's source in any round",
+            **settings.conventions.to_json(),
+        },
+        numbers={
+            "nodes": {str(node): effect for node, effect in found.items()},
+            "removed": [str(node) for node in removed],
+        },
+        model=model.fingerprint,
+        data_sha256=split.data_hash,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional:
+    """Settings of the conditional search over edges.
+
+    Args:
+        n_edges: How many edges in all.
+        n_rounds: In how many rounds they are found; the first is ordinary attribution.
+        n_points: Points between none and all of the remaining edges at which gradients are taken.
+        conventions: What removed edges carry.
+    """
+
+    n_edges: int
+    n_rounds: int = 3
+    n_points: int = 4
+    conventions: Conventions = field(default_factory=Conventions)
+
+    def __post_init__(self) -> None:
+        refuse_no_edges(self.n_edges)
+
+
+@discovery("conditional", Conditional)
+def find_conditionally(model: Model, split: Split, settings: Conditional) -> Circuit:
+    """The strongest edges round by round, each round's gradients taken with the edges found before removed."""
+    runs = CircuitRuns(model, split, settings.conventions).runs
+    found = np.zeros(runs.wiring.n_edges, dtype=bool)
+    scores = np.zeros(runs.wiring.n_edges)
+    a_round = -(-settings.n_edges // settings.n_rounds)
+    with runs.open():
+        for _ in range(settings.n_rounds):
+            room = min(a_round, settings.n_edges - int(found.sum()))
+            if room < 1:
+                break
+            effect = _gradients(runs, ~found, settings.n_points)
+            effect[found] = 0.0
+            new = chosen_edges(runs.wiring, np.abs(effect), room, "top")
+            scores[new] = effect[new]
+            found |= new
+    return Circuit(
+        wiring=runs.wiring,
+        kept=connected_edges(runs.wiring, found),
+        scores=scores,
+        settings={
+            "method": "conditional",
+            "n_edges": settings.n_edges,
+            "n_rounds": settings.n_rounds,
+            "n_points": settings.n_points,
+            "split": split.name,
+            "scores": "gradient with respect to the edge's weight, in the round in which it was found",
+            **settings.conventions.to_json(),
+        },
+        model=model.fingerprint,
+        data_sha256=split.data_hash,
+    )
+
+
+def _gradients(runs: EdgeRuns, kept: np.ndarray, n_points: int) -> np.ndarray:
+    """Mean gradient of the mean metric to edge weights, between no edge and the kept ones."""
+    start = torch.from_numpy(kept).to(runs.blocks[0].run.embed.dtype).to(runs.blocks[0].run.embed.device)
+    total = torch.zeros_like(start)
+    for point in range(n_points):
+        weights = (start * (point + 1) / n_points)[None].requires_grad_()
+        runs.measure_weighted(weights).mean().backward()
+        assert weights.grad is not None
+        total += weights.grad[0]
+    return (total / n_points).double().cpu().numpy()

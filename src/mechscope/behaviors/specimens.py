@@ -93,6 +93,14 @@ def _speaks_program(vocabulary: frozenset[str], n_context: int, reader: Reader) 
 
 
 def _draw_program(name: str, reader: Reader, *, split: str, n: int, seed: int) -> Sequence[TokenPair]:
+    return _as_ids(compiled.draw_pairs(compiled.PROGRAMS[name], split=split, n=n, seed=seed), reader, name)
+
+
+def _draw_symbolic(reader: Reader, *, split: str, n: int, seed: int) -> Sequence[TokenPair]:
+    return _as_ids(compiled.symbolic_ioi.draw_ioi_pairs(split=split, n=n, seed=seed), reader, "symbolic_ioi")
+
+
+def _as_ids(pairs: Sequence[compiled.ProgramPair], reader: Reader, template: str) -> list[TokenPair]:
     """As ids, since an answer is read at the last word and does not continue the prompt."""
     ids = reader.tokenizer.get_vocab()
 
@@ -106,10 +114,10 @@ def _draw_program(name: str, reader: Reader, *, split: str, n: int, seed: int) -
             answers=(ids[pair.answer],),
             wrong=(ids[pair.wrong],),
             entities=(" ".join(pair.clean), " ".join(pair.corrupt)),
-            template=name,
+            template=template,
             texts=(" ".join(pair.clean), " ".join(pair.corrupt)),
         )
-        for pair in compiled.draw_pairs(compiled.PROGRAMS[name], split=split, n=n, seed=seed)
+        for pair in pairs
     ]
 
 
@@ -126,3 +134,17 @@ for _name, _program in compiled.PROGRAMS.items():
             metric="logit_difference",
         )
     )
+add_source(
+    Source(
+        name="compiled/symbolic_ioi",
+        origin="compiled",
+        draw=_draw_symbolic,
+        unavailable=partial(
+            _speaks_program,
+            frozenset(compiled.symbolic_ioi.VOCABULARY.words),
+            compiled.symbolic_ioi.LENGTH,
+        ),
+        is_native=True,
+        metric="logit_difference",
+    )
+)

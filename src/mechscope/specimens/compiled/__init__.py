@@ -4,6 +4,7 @@ Owns: the language (`tokens`, `select`, `copy`, ...), the compiler, the bundled 
 `ms.load("compiled/reverse")` opens a bundled one.
 """
 
+from mechscope.specimens.compiled import micro, symbolic_ioi
 from mechscope.specimens.compiled.compiler import Compiled, compile_program
 from mechscope.specimens.compiled.pairs import ProgramPair, draw_pairs
 from mechscope.specimens.compiled.programs import PROGRAMS
@@ -21,6 +22,7 @@ from mechscope.specimens.compiled.rasp import (
     width,
 )
 from mechscope.specimens.compiled.record import Truth, find_truth, truth_of
+from mechscope.specimens.compiled.stock import to_gpt2
 from mechscope.specimens.compiled.streams import Streams
 from mechscope.specimens.compiled.tokenizer import vocabulary_of
 
@@ -41,7 +43,10 @@ __all__ = [
     "find_truth",
     "indices",
     "mean",
+    "micro",
     "select",
+    "symbolic_ioi",
+    "to_gpt2",
     "tokens",
     "truth_of",
     "vocabulary_of",

@@ -19,12 +19,18 @@ from mechscope.specimens.compiled.compiler import Compiled, compile_program
 from mechscope.specimens.compiled.programs import PROGRAMS
 from mechscope.specimens.compiled.rasp import Program, evaluate
 from mechscope.specimens.compiled.record import find_truth
-from mechscope.specimens.compiled.tokenizer import BOS
+from mechscope.specimens.compiled.symbolic_ioi import (
+    VOCABULARY,
+    draw_ioi_pairs,
+    find_ioi_truth,
+    make_symbolic_ioi,
+)
+from mechscope.specimens.compiled.tokenizer import BOS, make_tokenizer
 
 N_ROWS = 500
 
 
-def build(out: str | Path, names: Sequence[str] = tuple(PROGRAMS)) -> Path:
+def build(out: str | Path, names: Sequence[str] = (*PROGRAMS, "symbolic_ioi")) -> Path:
     """Compile programs and write each one's weights, tokenizer, calibration text and card below the folder `out`.
 
     Cost: about a minute for all, most of it for measuring the truth; no training and no network.
@@ -32,20 +38,41 @@ def build(out: str | Path, names: Sequence[str] = tuple(PROGRAMS)) -> Path:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
-        compiled = compile_program(PROGRAMS[name])
+        if name == "symbolic_ioi":
+            network, vocabulary, card = make_symbolic_ioi(), VOCABULARY, make_ioi_card()
+            lines = [" ".join(pair.clean) for pair in draw_ioi_pairs(n=12)]
+        else:
+            compiled = compile_program(PROGRAMS[name])
+            network, vocabulary, card = compiled.network, compiled.vocabulary, make_card(compiled)
+            lines = _calibration_lines(compiled.program)
+        tokenizer = make_tokenizer(vocabulary, n_context=network.config.n_ctx)
         with tempfile.TemporaryDirectory(dir=out) as staging:
             folder = Path(staging)
-            compiled.network.save_pretrained(folder)
-            compiled.tokenizer.save_pretrained(folder)
-            save_text(folder / "calibration.txt", _calibration_text(compiled.program))
-            card = make_card(compiled) | {"sha256": sha256_of(folder / "model.safetensors")}
-            save_json(folder / "card.json", card)
+            network.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            save_text(folder / "calibration.txt", "\n".join(lines) + "\n")
+            save_json(folder / "card.json", card | {"sha256": sha256_of(folder / "model.safetensors")})
             target = out / name
             target.mkdir(exist_ok=True)
             for path in sorted(folder.iterdir()):
                 path.replace(target / path.name)
                 (target / path.name).chmod(0o644)
     return out
+
+
+def make_ioi_card() -> dict[str, object]:
+    """The card of the symbolic indirect-object model."""
+    return {
+        "name": "compiled/symbolic_ioi",
+        "description": "Indirect object identification in one attention layer: one head adds both names, one takes "
+        "the repeated name away. Written down; two distractor heads besides.",
+        "made_by": "python -m mechscope.specimens.compiled.build --out DIR",
+        "seed": "none: every value follows from the script",
+        "cost": "seconds on one CPU core",
+        "licence": "MIT",
+        "truth": find_ioi_truth().to_json(),
+        "limits": "Reads names at fixed places: [BOS] name name repeated-name gave.",
+    }
 
 
 def make_card(compiled: Compiled) -> dict[str, object]:
@@ -92,9 +119,9 @@ def measure(compiled: Compiled, n: int) -> dict[str, float]:
     return {"accuracy": float((logits.argmax(-1) == right).float().mean())}
 
 
-def _calibration_text(program: Program) -> str:
+def _calibration_lines(program: Program) -> list[str]:
     random = Random(f"mechscope compiled calibration {program.name}")
-    return "\n".join(" ".join(program.draw_words(random)) for _ in range(12)) + "\n"
+    return [" ".join(program.draw_words(random)) for _ in range(12)]
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ every bundled truth again from the weights.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -57,14 +57,9 @@ class Truth:
 
     def to_json(self) -> dict[str, Any]:
         """JSON form; `truth_from_json` is its inverse."""
-        wiring = self.wiring
         return {
             "name": self.name,
-            "wiring": {
-                "n_layers": wiring.n_layers,
-                "n_heads": wiring.n_heads,
-                "n_kv_heads": wiring.n_kv_heads,
-            },
+            "wiring": asdict(self.wiring),
             "roles": {str(node): list(names) for node, names in self.roles.items()},
             "wired": [str(edge) for edge in self.wired],
             "needed": {"resample": self.resample.to_json(), "zero": self.zero.to_json()},

@@ -34,20 +34,21 @@ class Streams:
         plain = (
             config.norm,
             config.final_norm,
-            config.positions,
             config.gated,
             config.parallel,
             config.logit_softcap,
         )
         is_plain = (
-            plain == ("none", "none", "learned", False, False, None) and config.n_kv_heads == config.n_heads
+            plain == ("none", "none", False, False, None)
+            and config.n_kv_heads == config.n_heads
+            and config.positions in ("learned", "none")
         )
         if not is_plain or (config.d_mlp and config.activation != "relu"):
             raise UnsupportedModel(
                 "this model can't be taken apart edge by edge",
                 got=f"norm={config.norm}, positions={config.positions}, activation={config.activation}",
                 because="with a norm, or another of these choices, what a node adds depends on the others",
-                instead="a native model without norms, with learned positions and relu",
+                instead="a native model without norms, with learned positions or none, and relu",
             )
         self.config = config
         self.weights = {
@@ -86,7 +87,9 @@ class Streams:
             cuts.setdefault((edge.target, edge.input), []).append(edge.source)
         n_layers, w = self.config.n_layers, self.weights
         first = min((n_layers if e.target.layer is None else e.target.layer for e in cut), default=0)
-        stream = w["embed.weight"][tokens] + w["pos_embed.weight"][: tokens.shape[1]]
+        stream = w["embed.weight"][tokens]
+        if self.config.positions == "learned":
+            stream = stream + w["pos_embed.weight"][: tokens.shape[1]]
         found: dict[Node, Tensor] = {EMBED: stream}
 
         def read(target: Node, which: Input) -> Tensor:

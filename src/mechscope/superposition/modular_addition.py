@@ -142,7 +142,7 @@ def measure_progress(
     Cost: one forward pass over the p * p pairs, and the projection.
     """
     found = measure_logits(answer_logits(model, table), table.answers, table.is_train, key_share=key_share)
-    spectrum = embedding_spectrum(model.model.embed.weight[: table.modulus])
+    spectrum = embedding_spectrum(model.get_parameter("model.embed.weight")[: table.modulus])
     return Progress(
         step=step,
         **found,  # pyright: ignore[reportArgumentType]

@@ -103,7 +103,10 @@ class PhaseDiagram:
             },
             unit="phase",
             title=f"Phases of the extra feature, {case}",
-            conventions={"phases": dict(enumerate(PHASES)), "other importances": 1},
+            conventions={
+                "phases": ", ".join(f"{i} {name}" for i, name in enumerate(PHASES)),
+                "other importances": 1,
+            },
         )
 
 

@@ -159,8 +159,8 @@ def _dimension_blocks(
     lines = [(float(value), name) for value, name in zip(STICKY, STICKY_NAMES, strict=True)]
     return [
         Prose(
-            f"{settings.n_features} equally important features through {settings.n_hidden} dimensions. Where inputs are dense a "
-            "learnt feature takes a dimension; sparser ones pack more features in."
+            f"{settings.n_features} equally important features through {settings.n_hidden} dimensions. "
+            "Where inputs are dense a learnt feature takes a dimension; sparser ones pack more features in."
         ),
         Lines(arrays["dimensions_per_feature"], "The plateau at 1/2 is the regime of opposite pairs."),
         StickyFigure(

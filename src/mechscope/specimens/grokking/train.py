@@ -101,7 +101,8 @@ def train_grokking(
     """
     table = make_table(settings.modulus, train_share=settings.train_share, seed=settings.seed).to(device)
     tokens, answers = table.tokens[table.is_train], table.answers[table.is_train]
-    model = new_model(settings).to(device)
+    model = new_model(settings)
+    torch.nn.Module.to(model, device)  # the library's own `to` is wrapped, and its types with it
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=settings.learning_rate,

@@ -45,6 +45,36 @@ def _edges(method: str, n_steps: int, limit: float, n_pairs: int) -> list[Line]:
     return [edge_attribution_line("gpt2-small", method, n_steps=n_steps, limit=limit, n_pairs=n_pairs)]
 
 
+def _acdc(limit: float, n_pairs: int) -> list[Line]:
+    from benchmarks.circuits import acdc_line
+
+    return [acdc_line(limit, n_pairs=n_pairs)]
+
+
+def _acdc_sweep(limit: float, n_pairs: int) -> list[Line]:
+    from benchmarks.circuits import sweep_line
+
+    return [sweep_line(limit, n_pairs=n_pairs)]
+
+
+def _circuit_sizes(limit: float, n_pairs: int) -> list[Line]:
+    from benchmarks.circuits import evaluation_line
+
+    return [evaluation_line(limit, n_pairs=n_pairs)]
+
+
+def _graph(n_pairs: int) -> list[Line]:
+    from benchmarks.attribution_graphs import graph_lines
+
+    return graph_lines(n_pairs)
+
+
+def _long_graph(n_pairs: int) -> list[Line]:
+    from benchmarks.attribution_graphs import long_lines
+
+    return long_lines(n_pairs)
+
+
 SUITE: dict[str, Benchmark] = {
     "import": _import,
     "capture": partial(_capture, "gpt2-small", 1.15),
@@ -56,6 +86,11 @@ SUITE: dict[str, Benchmark] = {
     "heads-grid-shared": partial(_grid, "z", True, 7.5),
     "edges-eap": partial(_edges, "eap", 1, 1.5),
     "edges-eap-ig": partial(_edges, "eap-ig", 5, 1.5),
+    "acdc": partial(_acdc, 5.0),
+    "acdc-sweep": partial(_acdc_sweep, 0.5),
+    "circuit-sizes": partial(_circuit_sizes, 5.0),
+    "attribution-graph": _graph,
+    "attribution-graph-200": _long_graph,
     "steered": partial(_steered, 1, 64),
     "doses": partial(_steered, 32, 24),
 }

@@ -1,0 +1,1 @@
+"""How good a dictionary is: reconstruction, losses, dark matter, absorption, probing, splitting, stability."""

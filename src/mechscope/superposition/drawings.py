@@ -135,9 +135,9 @@ class StickyFigure(Block):
         lines = [
             joined(
                 element("line", class_="ms-rule", x1=64, x2=WIDTH - 154, y1=y(value), y2=y(value)),
-                _text(WIDTH - 146, y(value) + 3.5, name, "ms-tick", "start"),
+                _text(WIDTH - 146, height, name, "ms-tick", "start"),
             )
-            for value, name in self.sticky
+            for (value, name), height in zip(self.sticky, _apart([y(v) for v, _ in self.sticky]), strict=True)
         ]
         ticks = [
             _text(58, y(value) + 3.5, number(value), "ms-tick", "end") for value in (0, 0.25, 0.5, 0.75, 1)
@@ -197,6 +197,14 @@ class ArrowFigure(Block):
             joined(*drawn), width=5 * size, height=n_rows * (size + 24) + 6, described="Shapes of features"
         )
         return framed(drawing, title="Shapes that features form", caption=self.caption)
+
+
+def _apart(heights: list[float], least: float = 13.0) -> list[float]:
+    """Heights of labels for lines at these heights (descending values), pushed down where they would overlap."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height + 3.5, placed[-1] + least if placed else height))
+    return placed
 
 
 def projected(vectors: Float[np.ndarray, "feature hidden"]) -> Float[np.ndarray, "feature 2"]:

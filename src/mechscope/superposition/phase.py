@@ -42,7 +42,7 @@ class PhaseSettings:
     n_cells: int = 20
     least_density: float = 0.01
     importance_range: float = 10.0
-    n_restarts: int = 5
+    n_restarts: int = 8
     n_steps: int = 250
     seed: int = 0
 

@@ -38,7 +38,7 @@ class ToySettings:
 
     n_features: int = 80
     n_hidden: int = 8
-    densities: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
+    densities: tuple[float, ...] = (0.9, 0.7, 0.6, 0.5, 0.35, 0.25, 0.22, 0.19, 0.15, 0.08)
     importance_decay: float = 1.0
     n_steps: int = 2000
     n_samples: int = 256

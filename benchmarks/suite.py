@@ -75,6 +75,24 @@ def _long_graph(n_pairs: int) -> list[Line]:
     return long_lines(n_pairs)
 
 
+def _dictionary_steps(n_pairs: int) -> list[Line]:
+    from benchmarks.dictionary_steps import step_lines
+
+    return step_lines(n_pairs)
+
+
+def _harvest(n_pairs: int) -> list[Line]:
+    from benchmarks.dictionary_steps import end_to_end_line, harvest_line
+
+    return [harvest_line(n_pairs), end_to_end_line(n_pairs)]
+
+
+def _dictionary_fvu(n_pairs: int) -> list[Line]:
+    from benchmarks.dictionary_steps import final_fvu_line
+
+    return [final_fvu_line(n_pairs)]
+
+
 SUITE: dict[str, Benchmark] = {
     "import": _import,
     "capture": partial(_capture, "gpt2-small", 1.15),
@@ -93,5 +111,8 @@ SUITE: dict[str, Benchmark] = {
     "attribution-graph-200": _long_graph,
     "steered": partial(_steered, 1, 64),
     "doses": partial(_steered, 32, 24),
+    "dictionary-steps": _dictionary_steps,
+    "dictionary-fvu": _dictionary_fvu,
+    "harvest": _harvest,
 }
 """Limits are the project's own; docs/benchmarks.md says where they come from."""

@@ -12,10 +12,15 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope import behaviors as behaviors
+    from mechscope import circuits as circuits
     from mechscope import dictionaries as dictionaries
+    from mechscope import graphs as graphs
+    from mechscope import superposition as superposition
     from mechscope.attribution.edges import attribute_edges as attribute_edges
     from mechscope.attribution.nodes import attribute as attribute
-    from mechscope import superposition as superposition
+    from mechscope.circuits.circuit import Circuit as Circuit
+    from mechscope.circuits.discover import discover as discover
+    from mechscope.circuits.evaluation import evaluate_circuits as evaluate_circuits
     from mechscope.claims.claim import Claim as Claim
     from mechscope.claims.mechanisms import Components as Components
     from mechscope.claims.mechanisms import Direction as Direction
@@ -31,6 +36,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope.engine.optimal import learn_optimal as learn_optimal
     from mechscope.engine.plan import make_plan as make_plan
     from mechscope.figures.labelled import LabelledArray as LabelledArray
+    from mechscope.graphs.build import attribution_graph as attribution_graph
     from mechscope.interventions.ablation import ablate as ablate
     from mechscope.interventions.clamp import clamp as clamp
     from mechscope.interventions.replace import edit as edit
@@ -63,6 +69,10 @@ _INDEX: dict[str, str] = {
     "wrap": "mechscope.models.opening:wrap",
     "Model": "mechscope.models.model:Model",
     "behaviors": "mechscope.behaviors",
+    "circuits": "mechscope.circuits",
+    "Circuit": "mechscope.circuits.circuit:Circuit",
+    "discover": "mechscope.circuits.discover:discover",
+    "evaluate_circuits": "mechscope.circuits.evaluation:evaluate_circuits",
     "dictionaries": "mechscope.dictionaries",
     "compiled": "mechscope.specimens.compiled",
     "planted": "mechscope.specimens.planted",
@@ -95,6 +105,8 @@ _INDEX: dict[str, str] = {
     "head_scores": "mechscope.lenses.head_scores:head_scores",
     "attribute": "mechscope.attribution.nodes:attribute",
     "attribute_edges": "mechscope.attribution.edges:attribute_edges",
+    "attribution_graph": "mechscope.graphs.build:attribution_graph",
+    "graphs": "mechscope.graphs",
     "patch_grid": "mechscope.patching.grid:patch_grid",
     "causal_trace": "mechscope.patching.trace:causal_trace",
     "Components": "mechscope.claims.mechanisms:Components",

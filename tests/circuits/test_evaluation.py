@@ -8,8 +8,9 @@ import pytest
 from circuits.cases import TRUE_EDGES, induction, pairs
 from family_cases import opened
 from mechscope.circuits.circuit import Circuit
-from mechscope.circuits.conventions import CircuitRuns, Conventions
+from mechscope.circuits.conventions import CircuitRuns, Conventions, kl_to_model
 from mechscope.circuits.evaluation import CircuitEvaluation, Measures, evaluate_circuits
+from mechscope.circuits.optimal import learn_constants
 from mechscope.vocabulary.errors import InterventionMismatch, NotEnoughEvidence
 
 FEW = Measures(n_subsets=3, n_resamples=200)
@@ -101,3 +102,18 @@ def test_conventions_that_do_not_fit_and_gaps_of_nothing_are_refused():
     same = behavior.train.select([0, 1])
     with pytest.raises(NotEnoughEvidence, match="cannot be told apart"):
         true_circuit().evaluate(model, replace(same, corrupt=same.clean))
+
+
+def test_learned_constants_lose_less_than_means_and_zeros():
+    model, split = opened("gpt2"), pairs()
+    whole = Circuit.whole(model)
+    half = Circuit(wiring=whole.wiring, kept=np.random.default_rng(0).random(len(whole)) < 0.6)
+    kl = kl_to_model(model, split)
+    lost = {}
+    for name, conventions in {
+        "zero": Conventions(ablation="zero"),
+        "mean": Conventions(ablation="mean"),
+        "optimal": learn_constants(model, split, half, n_steps=25),
+    }.items():
+        lost[name] = CircuitRuns(model, split, conventions, metric=kl).measure(half.kept[None]).mean()
+    assert lost["optimal"] < 0.8 * lost["mean"] and lost["optimal"] < lost["zero"]

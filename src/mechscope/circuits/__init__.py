@@ -1,1 +1,29 @@
 """Circuits: which edges of a model carry a behaviour. Found, evaluated against controls, drawn and kept."""
+
+from mechscope.circuits.against_truth import AgainstTruth, auroc, compare_with_truth
+from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.conventions import Conventions
+from mechscope.circuits.discover import discover
+from mechscope.circuits.evaluation import CircuitEvaluation, Measures, evaluate_circuits
+from mechscope.circuits.methods.acdc import acdc_sweep
+from mechscope.circuits.optimal import learn_constants
+from mechscope.circuits.registry import discovery, methods
+from mechscope.circuits.size_curve import SizeCurve, size_curve
+
+__all__ = [
+    "AgainstTruth",
+    "Circuit",
+    "CircuitEvaluation",
+    "Conventions",
+    "Measures",
+    "SizeCurve",
+    "acdc_sweep",
+    "auroc",
+    "compare_with_truth",
+    "discover",
+    "discovery",
+    "evaluate_circuits",
+    "learn_constants",
+    "methods",
+    "size_curve",
+]

@@ -53,7 +53,9 @@ class Conventions:
         if self.direction == "denoising" and self.ablation != "resample":
             problems.append("denoising gives a circuit's edges the clean run's values, and no constants")
         if (self.ablation == "optimal") != (self.constants is not None):
-            problems.append("optimal constants are learned first: ms.circuits.learn_constants(model, split)")
+            problems.append(
+                "optimal constants are learned first: ms.circuits.learn_constants(model, split, circuit)"
+            )
         if problems:
             raise InterventionMismatch(
                 "These conventions do not fit together.",

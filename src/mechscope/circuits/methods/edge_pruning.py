@@ -39,8 +39,8 @@ class EdgePruning:
     n_edges: int
     n_steps: int = 400
     learning_rate: float = 0.1
-    pressure_rate: float = 0.1
-    start: float = 0.95
+    pressure_rate: float = 0.3
+    start: float = 0.8
     n_draws: int = 1
     n_pairs: int | None = None
     seed: int = 0

@@ -113,20 +113,23 @@ def test_a_graph_of_one_layer_is_drawn_from_layer_1() -> None:
     graph = attribution_graph(model, random_transcoders(model, 16, seed=0, k=2), prompt(), targets=[3])
     body = graph_to_json(graph)
     inner = [int(node["layer"]) for node in body["nodes"] if node["layer"] != "E"]
-    assert min(inner) == 1 and max(inner) == 2
+    assert min(inner) == 1 and max(inner) == 3
     back = graph_from_json(json.loads(json.dumps(body)))
     assert sorted(set(back.nodes.layers.tolist())) == [-1, 0, 1]
 
 
 def test_another_tools_graph_is_read() -> None:
     """As circuit-tracer writes one, its error ids and all."""
-    node = {"ctx_idx": 0, "clerp": "", "jsNodeId": "x", "influence": 0.5}
+    shared = {"ctx_idx": 0, "clerp": "", "jsNodeId": "x", "influence": 0.5}
+    latent = {"node_id": "0_7_0", "feature": cantor_pair(0, 7), "layer": "0", "activation": 2.0}
+    error = {"node_id": "0_1_0", "feature": -1, "layer": "1"}
+    token = {"node_id": "E_5_0", "feature": 0, "layer": "E"}
+    logit = {"node_id": "3_9_0", "feature": 9, "layer": "3", "clerp": 'Output " the" (p=0.250)'}
+    kinds = ("cross layer transcoder", "mlp reconstruction error", "embedding", "logit")
     nodes = [
-        node | {"node_id": "0_7_0", "feature": cantor_pair(0, 7), "layer": "0", "feature_type": "cross layer transcoder", "activation": 2.0},
-        node | {"node_id": "0_1_0", "feature": -1, "layer": "1", "feature_type": "mlp reconstruction error"},
-        node | {"node_id": "E_5_0", "feature": 0, "layer": "E", "feature_type": "embedding"},
-        node | {"node_id": "3_9_0", "feature": 9, "layer": "3", "feature_type": "logit", "clerp": 'Output " the" (p=0.250)'},
-    ]  # fmt: skip
+        shared | one | {"feature_type": kind}
+        for one, kind in zip((latent, error, token, logit), kinds, strict=True)
+    ]
     links = [
         {"source": "0_7_0", "target": "3_9_0", "weight": -1.5},
         {"source": "E_5_0", "target": "0_7_0", "weight": 2.0},
@@ -140,10 +143,10 @@ def test_another_tools_graph_is_read() -> None:
     }
     graph = graph_from_json(body)
     assert graph.targets[0].label == " the" and graph.targets[0].weight == 0.25
-    latent = graph.nodes[int(graph.nodes.of("latent")[0])]
-    assert (latent.layer, latent.number, latent.activation) == (0, 7, 2.0)
-    assert graph.effect(latent, graph.nodes.find("logit 0")) == -1.5
-    assert graph.supernodes[0].members == (latent.index,)
+    first = graph.nodes[int(graph.nodes.of("latent")[0])]
+    assert (first.layer, first.number, first.activation) == (0, 7, 2.0)
+    assert graph.effect(first, graph.nodes.find("logit 0")) == -1.5
+    assert graph.supernodes[0].members == (first.index,)
 
 
 @pytest.mark.parametrize(

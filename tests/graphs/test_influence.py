@@ -60,14 +60,15 @@ def prune_densely(
 
 def test_one_pass_equals_the_sum_over_powers(graph: AttributionGraph) -> None:
     by_powers = influence_by_powers(graph.adjacency.to_dense(), graph.weights)
-    assert by_powers.max() > 0.01
-    assert np.abs(node_influence(graph.adjacency, graph.weights) - by_powers).max() < 1e-12
+    assert by_powers.max() > 0
+    gap = np.abs(node_influence(graph.adjacency, graph.weights) - by_powers).max()
+    assert gap < 1e-12 * by_powers.max()
 
 
 def test_a_pass_in_the_wrong_order_would_be_noticed(graph: AttributionGraph) -> None:
     wrong = Adjacency(len(graph), list(reversed(graph.adjacency.blocks)))
     by_powers = influence_by_powers(graph.adjacency.to_dense(), graph.weights)
-    assert np.abs(node_influence(wrong, graph.weights) - by_powers).max() > 1e-3
+    assert np.abs(node_influence(wrong, graph.weights) - by_powers).max() > 0.05 * by_powers.max()
 
 
 @pytest.mark.parametrize(("node_share", "edge_share"), [(0.8, 0.98), (0.6, 0.8), (0.95, 0.5)])

@@ -9,7 +9,7 @@ from mechscope.graphs.build import attribution_graph
 from mechscope.graphs.intervene import intervene
 from mechscope.graphs.replacement import random_transcoders
 from mechscope.models.model import Model
-from mechscope.models.opening import wrap
+from mechscope.models.opening import load, wrap
 from mechscope.vocabulary.errors import (
     DictionaryMismatch,
     InterventionMismatch,
@@ -57,7 +57,7 @@ def test_two_dictionaries_that_write_one_site_are_refused(model: Model) -> None:
 
 def test_a_dictionary_without_a_linear_encoder_is_refused(model: Model) -> None:
     settings = sae_settings("resid_post.0", width=32, n_latents=8, gate=Gate(rule="matching_pursuit", k=2))
-    tensors = {name: value for name, value in dictionaries("llama", "sae")[0].tensors.items()}
+    tensors = dictionaries("llama", "sae")[0].tensors
     pursuit = Dictionary(settings, {"W_dec": tensors["W_dec"][:8], "b_dec": tensors["b_dec"]})
     with pytest.raises(DictionaryMismatch) as refusal:
         attribution_graph(model, [pursuit], prompt())
@@ -100,7 +100,7 @@ def test_unknown_targets_and_several_prompts_are_refused(model: Model) -> None:
         attribution_graph(model, given, prompt(), left_out=[12])
     with pytest.raises(DictionaryMismatch, match="two rules"):
         attribution_graph(model, given, prompt(), mlps="linear")
-    village = __import__("mechscope").load("village")
+    village = load("village")
     with pytest.raises(NotOneToken):
         attribution_graph(
             village, random_transcoders(village, 8, seed=0, k=2), "Now Susan is", targets=["zzzz"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mechscope.graphs.adjacency import Adjacency, RowBlock
+from mechscope.graphs.frozen import linearization_of
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.influence import node_influence
 from mechscope.graphs.local import Active, Local, open_local
@@ -83,6 +84,7 @@ def attribution_graph(
         "targets": [asdict(target) for target in chosen],
         "max_latents": max_latents,
         "mlps": mlps,
+        "linearization": linearization_of(mlps).to_json(),
         "left_out": list(places),
         "dictionaries": described(parts),
         "tokens": batch.row(0),

@@ -130,6 +130,8 @@ def graph_from_json(body: Mapping[str, Any]) -> AttributionGraph:
     """
     own = body["metadata"].get("mechscope") or {}
     parsed = [_parsed(item, body["metadata"], own) for item in body["nodes"]]
+    for place_in_file, item in enumerate(parsed):
+        item["order"] = (*item["order"], place_in_file)
     order = sorted(range(len(parsed)), key=lambda i: parsed[i]["order"])
     parsed = [parsed[i] for i in order]
     place = {item["id"]: i for i, item in enumerate(parsed)}
@@ -351,7 +353,7 @@ def _parsed(item: Mapping[str, Any], metadata: Mapping[str, Any], own: Mapping[s
         "weight": weight,
         "token": int(item["feature"] or 0),
         "label": _quoted(item["clerp"]),
-        "order": (KINDS.index(kind), site, int(item["ctx_idx"]), number, item["node_id"]),
+        "order": (KINDS.index(kind), site, int(item["ctx_idx"]), number),
     }
 
 

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from mechscope.attribution.linearization import Linearization
+from mechscope.attribution.linearization import attribution_graph as outputs_held
 from mechscope.models.anatomy import Norm, Part
 from mechscope.models.cache import Cache
 from mechscope.models.derived import norm_scale, norm_weight
@@ -18,8 +20,6 @@ from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import PointUnavailable, ShapeError
 from mechscope.vocabulary.sites import Site
-
-MlpRule = Literal["constant", "gates"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,6 +124,13 @@ class Frozen:
     def value(self, site: Site) -> Tensor:
         """What the run had at a site, [pos, *site], in the dtype of the products."""
         return self.cache[site][0].to(self.dtype)
+
+
+def linearization_of(mlps: str) -> Linearization:
+    """What the frozen model holds, as attribution patching and RelP say it too."""
+    if mlps == "constant":
+        return outputs_held()
+    return Linearization(patterns="held", norms="held", activations="ratio", gates="held")
 
 
 def freeze_model(model: Model, batch: TokenBatch, *, linear_mlps: Sequence[int] = ()) -> Frozen:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mechscope.records.files import save_text
 from mechscope.specimens import planted
 
 TARGET = 0.95
@@ -203,6 +204,7 @@ def main() -> None:
     given = parser.parse_args()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     lines = done_already(given.out)
+    save_text(given.out, "".join(json.dumps(line) + "\n" for line in lines))  # without a torn end
     shared = {
         name: getattr(given, name) for name in ("passes", "batch", "rate", "n_features", "d_model", "seed")
     }

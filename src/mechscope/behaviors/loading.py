@@ -7,7 +7,7 @@ model's tokenizer can't express, with counts and what it can. Invariant: (name, 
 from collections.abc import Set
 from typing import Any
 
-from mechscope.behaviors import specimens, templates  # noqa: F401 - both register
+from mechscope.behaviors import specimens, templates  # noqa: F401 # pyright: ignore[reportUnusedImport] - both register
 from mechscope.behaviors.behavior import Behavior, Provenance
 from mechscope.behaviors.reading import read_pairs
 from mechscope.behaviors.registry import Source, names_for, source_for

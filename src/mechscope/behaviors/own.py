@@ -242,7 +242,11 @@ def refuse_unless_paired(rows: Sequence[Sequence[tuple[int, ...]]], answers: Ans
         f"pair {row}: the prompts do not differ" for row in range(len(clean)) if clean[row] == corrupt[row]
     ]
     if problems:
-        raise BadPairs(f"{len(problems)} pairs can't be used.", got="; ".join(problems[:5]), instead="mend or leave out these pairs")
+        raise BadPairs(
+            f"{len(problems)} pairs can't be used.",
+            got="; ".join(problems[:5]),
+            instead="mend or leave out these pairs",
+        )
 
 
 def _rows(side: Any, name: str) -> list[tuple[int, ...]]:

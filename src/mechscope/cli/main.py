@@ -12,7 +12,13 @@ from typing import Annotated
 import typer
 
 from mechscope import __version__
-from mechscope.cli import benchmarking, claims, investigating, opening, patching  # noqa: F401 - they join
+from mechscope.cli import (  # noqa: F401 - they join
+    benchmarking,  # pyright: ignore[reportUnusedImport]
+    claims,  # pyright: ignore[reportUnusedImport]
+    investigating,  # pyright: ignore[reportUnusedImport]
+    opening,  # pyright: ignore[reportUnusedImport]
+    patching,  # pyright: ignore[reportUnusedImport]
+)
 from mechscope.cli.application import app
 from mechscope.cli.terminal import emit, refuse, say
 from mechscope.vocabulary.errors import BadCommand, BadFile, MechscopeError

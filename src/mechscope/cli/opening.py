@@ -57,13 +57,13 @@ def doctor(
 ) -> None:
     """Run the six-part self-check and show every comparison; exit 1 if a part fails."""
     opened = open_model(model, dtype=dtype.value, device=device, check=False)
-    from mechscope.models.self_check import TOLERANCE, check_model
+    from mechscope.models.self_check import check_model, tolerance_of
 
     findings = check_model(opened)
     passed = all(finding.holds for finding in findings)
     if as_json:
         rows = [vars(finding) for finding in findings]
-        emit({"model": model, "passed": passed, "tolerance": TOLERANCE[opened.dtype], "findings": rows})
+        emit({"model": model, "passed": passed, "tolerance": tolerance_of(opened), "findings": rows})
     else:
         heads = ("part", "holds", "difference", "what was compared")
         table(
@@ -74,7 +74,7 @@ def doctor(
         say(
             f"\n{model} ({opened.binding.anatomy.family}): {verdict}; a difference is a fraction of the compared"
         )
-        say(f"tensor's range, the limit in this dtype is {TOLERANCE[opened.dtype]:g}")
+        say(f"tensor's range, the limit in this dtype is {tolerance_of(opened):g}")
     if not passed:
         raise typer.Exit(1)
 

@@ -52,8 +52,9 @@ def patch(
     """Patch one activation a cell, over layers and positions or heads, and show the strongest cells."""
     refuse_other_suffixes(out)
     opened = open_model(model, dtype=dtype.value, device=device)
+    from mechscope.engine.cells import sites_of
     from mechscope.investigations.prompts import open_behavior
-    from mechscope.patching.grid import patch_grid, sites_of
+    from mechscope.patching.grid import patch_grid
 
     sites_of(opened, site)  # refused before prompts are drawn
     train = open_behavior(behavior, opened, pairs=pairs, n=max(600, 3 * n), seed=seed).train

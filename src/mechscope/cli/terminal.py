@@ -5,7 +5,7 @@ Invariant: with `--json`, stdout holds exactly one JSON object, an error's too.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,7 +52,7 @@ def facts(pairs: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def bar() -> Iterator[Progress | None]:
+def bar() -> Generator[Progress | None, None, None]:
     """A progress bar on stderr; None where stderr is no terminal."""
     from rich.console import Console
 
@@ -80,7 +80,7 @@ def by_rows(tell: Progress | None) -> Callable[[str, int, int], None] | None:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def uninterrupted() -> Generator[None, None, None]:
     """Ignore Ctrl-C in the last moment, while files that belong together are written together."""
     if threading.current_thread() is not threading.main_thread():
         yield

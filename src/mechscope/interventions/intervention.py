@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -116,14 +116,17 @@ class Intervention:
         return cls(at=saved["at"], where=Where.from_json(saved.get("where", {})), **values)
 
 
-def register_kind(name: str) -> Callable[[type[Intervention]], type[Intervention]]:
+_K = TypeVar("_K", bound=Intervention)
+
+
+def register_kind(name: str) -> Callable[[type[_K]], type[_K]]:
     """Name an intervention class for JSON; the name appears in claims.
 
     Raises:
         RegistrationError: the name is taken.
     """
 
-    def register(cls: type[Intervention]) -> type[Intervention]:
+    def register(cls: type[_K]) -> type[_K]:
         if name in _KINDS:
             raise RegistrationError(
                 f'Two interventions are called "{name}".',

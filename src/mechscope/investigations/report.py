@@ -296,7 +296,8 @@ def _record(found: Investigation) -> dict[str, str]:
         ("recipe", f"{recipe['source']}, {', '.join(f'{k} {v}' for k, v in recipe['settings'].items())}"),
     ]
     if fingerprint is not None:
-        model = f"{fingerprint.name} ({fingerprint.family}, {fingerprint.dtype}), weights {fingerprint.weights_sha256[:16]}"
+        weights = fingerprint.weights_sha256[:16]
+        model = f"{fingerprint.name} ({fingerprint.family}, {fingerprint.dtype}), weights {weights}"
         entries = [("model", model), *entries]
     if found.record is not None:
         entries = [*entries, ("claim", found.record.claim.id), ("seed", str(found.record.claim.seed))]

@@ -5,7 +5,7 @@ Without maps to show it uses the fused kernel; scores and patterns are formed on
 writes them. The mask always comes from the library, so sliding windows need no knowledge here.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -103,7 +103,7 @@ AttentionMaskInterface.register(_NARROW, _narrow_mask)
 
 
 @contextmanager
-def narrow_masks(config: Any) -> Iterator[None]:
+def narrow_masks(config: Any) -> Generator[None, None, None]:
     """Masks whose smallest entry is finite in single precision, for a family with an attention of its own."""
     before = config._attn_implementation_internal
     try:
@@ -142,28 +142,35 @@ def _inner_attention(module: nn.Module, method: InnerMethod) -> Callable[..., tu
     return attend_inside
 
 
+def configurations(modules: Iterable[nn.Module]) -> dict[int, Any]:
+    """The configuration objects that modules read at call time, each once, by identity."""
+    found: list[Any] = [module.config for module in modules]
+    return {id(config): config for config in found}
+
+
 @contextmanager
-def desks_at(modules: Mapping[nn.Module, Desk], anatomy: Attention) -> Iterator[None]:
+def desks_at(modules: Mapping[nn.Module, Desk], anatomy: Attention) -> Generator[None, None, None]:
     """Route the attention of `modules` through their desks; configuration and desks are restored on exit.
 
     The modules share configuration objects that they read at call time; those are switched and switched back.
     """
     # `_attn_implementation` is a property that writes to sub-configurations too, so the private field is set.
-    configs = {id(module.config): module.config for module in modules}
+    configs = configurations(modules)
     before = {key: config._attn_implementation_internal for key, config in configs.items()}
     _DESKS.update(modules)
-    method = anatomy.inner
     try:
-        for module in modules if method is not None else ():
-            module.__dict__[method.name] = _inner_attention(module, method)
+        if anatomy.inner is not None:
+            for module in modules:
+                module.__dict__[anatomy.inner.name] = _inner_attention(module, anatomy.inner)
         for config in configs.values():
             config._attn_implementation_internal = IMPLEMENTATION
         yield
     finally:
         for key, config in configs.items():
             config._attn_implementation_internal = before[key]
-        for module in modules if method is not None else ():
-            module.__dict__.pop(method.name, None)
+        if anatomy.inner is not None:
+            for module in modules:
+                module.__dict__.pop(anatomy.inner.name, None)
         for module in modules:
             _DESKS.pop(module, None)
 

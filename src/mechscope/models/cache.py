@@ -7,6 +7,7 @@ patterns that nobody asked the model to form) are computed when they are read. T
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from mechscope.models.attention import Call
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.naming import Names
+from mechscope.models.splicing import Link
 from mechscope.vocabulary.errors import ShapeError, SiteAfterStop, SiteError, UnknownSite
 from mechscope.vocabulary.points import RESIDUAL_POINTS
 from mechscope.vocabulary.sites import Site
@@ -49,7 +51,8 @@ class Cache(Mapping[Site, Tensor]):
     """A run's activations: `cache["resid_post", 6]`, `cache["resid_post.6"]`, or a foreign name.
 
     Shapes are those of the table of points, with positions as columns of the left-padded batch, so
-    `cache["resid_post", 6][0, -1]` is the last real token of the first prompt.
+    `cache["resid_post", 6][0, -1]` is the last real token of the first prompt. `cache["latents", dictionary]` are the
+    codes [batch, pos, n_latents] of a dictionary that was spliced into the run.
     """
 
     def __init__(
@@ -64,9 +67,22 @@ class Cache(Mapping[Site, Tensor]):
         self._resources = resources
         self._calls = dict(calls or {})
         self.tokens = tokens
+        self.latents: dict[int, Link] = {}
 
-    def __getitem__(self, name: Name) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, name: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if isinstance(name, tuple) and len(name) == 2 and name[0] == "latents":
+            return self._latents_of(name[1])
         return self._read(self._resources.names.site(name))
+
+    def _latents_of(self, codec: Any) -> Tensor:
+        if id(codec) not in self.latents:
+            raise SiteAfterStop(
+                "This dictionary was not spliced into the run.",
+                got=str(codec),
+                because="a run keeps the codes of the dictionaries it is given",
+                instead="model.run(..., splice=[dictionary])",
+            )
+        return self.latents[id(codec)].latents(self.tokens.shape)
 
     def site(self, name: Name) -> Site:
         """The site that a name means in the model of this cache."""

@@ -5,7 +5,7 @@ by the family's own rule; writing `expert_choice` takes the choice as written an
 logits; writing `expert_weight` leaves choice and logits alone. The configuration is left as it was found.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from mechscope.models.anatomy import Experts
+from mechscope.models.attention import configurations
 from mechscope.vocabulary.errors import InterventionMismatch
 
 IMPLEMENTATION = "mechscope"
@@ -76,13 +77,13 @@ def routing_hook(acts: Mapping[str, Act], spec: Experts, shape: Callable[[], tup
 
 
 @contextmanager
-def experts_at(modules: Mapping[nn.Module, Act | None]) -> Iterator[None]:
+def experts_at(modules: Mapping[nn.Module, Act | None]) -> Generator[None, None, None]:
     """Form each chosen expert's output, [token, choice, d_model], and pass it through the module's act.
 
     Args:
         modules: Every experts module of the model, since they share configurations; None only sums.
     """
-    configs = {id(module.config): module.config for module in modules}
+    configs = configurations(modules)
     before = {key: config._experts_implementation_internal for key, config in configs.items()}
     _DESKS.update({module: act for module, act in modules.items() if act is not None})
     try:
@@ -97,9 +98,9 @@ def experts_at(modules: Mapping[nn.Module, Act | None]) -> Iterator[None]:
 
 
 @contextmanager
-def runnable_experts(modules: Iterable[nn.Module]) -> Iterator[None]:
+def runnable_experts(modules: Iterable[nn.Module]) -> Generator[None, None, None]:
     """Take the eager experts where the library's grouped product would raise: float64, or rows not 16-byte aligned."""
-    configs = {id(module.config): module.config for module in modules if not _suits_grouped_product(module)}
+    configs = configurations(m for m in modules if not _suits_grouped_product(m))
     grouped = [c for c in configs.values() if c._experts_implementation_internal == "grouped_mm"]
     try:
         for config in grouped:

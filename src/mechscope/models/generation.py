@@ -6,7 +6,7 @@ gives alone, and samples from its own stream of random numbers.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -203,7 +203,7 @@ class Follower:
         self._writes = prepare_writes(model, interventions, None)
 
     @contextmanager
-    def following(self) -> Iterator[nn.Module]:
+    def following(self) -> Generator[nn.Module, None, None]:
         """The model, under the interventions, for the duration of a block."""
         hf = self._model.hf
         plan = Plan(writers=writers_for(self._writes, self._frame))

@@ -1,6 +1,6 @@
 """One lock per open model: a second run is refused instead of mixing two runs' hooks."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from threading import Lock
 from weakref import WeakKeyDictionary
@@ -13,7 +13,7 @@ _LOCKS: "WeakKeyDictionary[nn.Module, Lock]" = WeakKeyDictionary()
 
 
 @contextmanager
-def held(hf: nn.Module) -> Iterator[None]:
+def held(hf: nn.Module) -> Generator[None, None, None]:
     """Hold a model for a block. Wrapping a model twice gives two views of one lock.
 
     Raises:

@@ -4,7 +4,7 @@ Holds the user's own `transformers` model and leaves it as found after every cal
 model refuses a second one instead of mixing two runs' hooks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from mechscope.models import calibration, generation, resources
 from mechscope.models.binding import Binding
 from mechscope.models.cache import Cache, Name
-from mechscope.models.fingerprinting import fingerprint_of
+from mechscope.models.fingerprinting import fingerprint_of, tokenizer_sha256_of
 from mechscope.models.frame import Frame
 from mechscope.models.inputs import Inputs, Reader, TokenBatch
 from mechscope.models.lock import held
 from mechscope.models.preparing import prepare_writes, refuse_before_start
 from mechscope.models.running import Order, forward
+from mechscope.models.splicing import links_of, writes_of
 from mechscope.models.weights import Weights
 from mechscope.models.writing import writers_for
 from mechscope.records.fingerprint import ModelFingerprint
@@ -149,6 +150,11 @@ class Model:
             dtype=str(self.dtype).removeprefix("torch."),
         )
 
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Hash of what the tokenizer does; "" without one."""
+        return tokenizer_sha256_of(self.tokenizer)
+
     def __repr__(self) -> str:
         return (
             f"<Model {self.identity.name}: {self.binding.anatomy.family}, {self.n_layers} layers, "
@@ -182,6 +188,7 @@ class Model:
         stop_after: Name | None = None,
         start: tuple[Name, Tensor] | None = None,
         grad: bool = False,
+        splice: Sequence[Any] = (),
     ) -> Run:
         """Run prompts once, under interventions, keeping what is asked for.
 
@@ -192,6 +199,8 @@ class Model:
             stop_after: Last site to compute; logits are then None.
             start: ("resid_pre.L", value [batch, pos, d_model]): skip the layers below L.
             grad: Record the graph; captured tensors keep their gradients after `.backward()`.
+            splice: Dictionaries in the forward pass, before the interventions; `cache["latents", dictionary]` are
+                their codes. The error is kept; `(dictionary, "drop")` drops it.
 
         Raises:
             PointUnavailable, UnknownSite: a name that this model does not form.
@@ -204,7 +213,9 @@ class Model:
         stop = None if stop_after is None else self.binding.site(stop_after)
         begin = None if start is None else self._start(start, batch)
         wanted = self._within(capture, stop, begin)
-        writes = prepare_writes(self, interventions, frame)
+        links = links_of(self, splice)
+        spliced = [write for link in links for write in writes_of(link)]
+        writes = prepare_writes(self, [*spliced, *interventions], frame)
         formed, maps_later = resources.formed_sites(self, wanted, [s for _, sites in writes for s in sites])
         if begin is not None:
             refuse_before_start(writes, begin[0])
@@ -222,6 +233,7 @@ class Model:
                 ),
             )
         cache = Cache(kept.tensors, batch, resources.cache_resources(self), calls=kept.calls)
+        cache.latents = {id(link.spliced.codec): link for link in links}
         return Run(batch, kept.logits, cache)
 
     def run_with_cache(
@@ -302,7 +314,7 @@ class Model:
         return generation.generate(self, inputs, interventions, settings)
 
     @contextmanager
-    def intervening(self, interventions: Sequence[Write]) -> Iterator[nn.Module]:
+    def intervening(self, interventions: Sequence[Write]) -> Generator[nn.Module, None, None]:
         """Other people's code under our interventions: `with model.intervening([...]) as hf: hf.generate(...)`.
 
         The frame is read from the model's own calls: padding from the attention mask, positions from the cache.
@@ -353,7 +365,7 @@ class Model:
         return self._reference_norms[str(site)]
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
+    def ready(self) -> Generator[None, None, None]:
         """Hold the model for one run.
 
         Raises:

@@ -4,7 +4,7 @@ Everything goes through here: `run`, `run_with_cache`, gradients, stop-after and
 it was found, also after an exception.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,7 +99,7 @@ def call_model(binding: Binding, frame: Frame, **more: Any) -> Any:
 
 
 @contextmanager
-def passing_through(binding: Binding, n_layers: int) -> Iterator[None]:
+def passing_through(binding: Binding, n_layers: int) -> Generator[None, None, None]:
     """Replace the first layers by the identity for the duration of a block."""
 
     def forward_nothing(*args: Any, **kwargs: Any) -> Any:
@@ -111,7 +111,7 @@ def passing_through(binding: Binding, n_layers: int) -> Iterator[None]:
 
 
 @contextmanager
-def standing_in(functions: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def standing_in(functions: Mapping[nn.Module, Callable[..., Any]]) -> Generator[None, None, None]:
     """Let functions stand in for modules' own forward passes for the duration of a block."""
     # Other libraries put a `forward` of their own on a module, so what was there comes back.
     before = {module: module.__dict__.get("forward") for module in functions}

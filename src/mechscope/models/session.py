@@ -5,7 +5,7 @@ also on an exception. Writers see and return the point's own tensor; readers see
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -65,7 +65,7 @@ class Plan:
 
 
 @contextmanager
-def session(binding: Binding, plan: Plan) -> Iterator[None]:
+def session(binding: Binding, plan: Plan) -> Generator[None, None, None]:
     """Carry out `plan` in every forward pass inside the block."""
     outputs: dict[nn.Module, list[_Step]] = defaultdict(list)
     inputs: dict[nn.Module, list[_Step]] = defaultdict(list)

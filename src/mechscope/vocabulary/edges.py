@@ -11,13 +11,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 from mechscope.vocabulary.errors import UnknownEdge
 
 NodeKind = Literal["embed", "head", "kv", "mlp", "logits"]
 Input = Literal["q", "k", "v", ""]
 
+_QUERY: Input = "q"
+_WHOLE: Input = ""
+_KEYS_AND_VALUES: tuple[Input, Input] = ("k", "v")
 _NODE = re.compile(r"(embed|logits|a\d+\.\d+|kv\d+\.\d+|m\d+)(?::(\d+))?(?:@(-?\d+))?")
 _EDGE = re.compile(r"(\S+)->(\S+?)(?:\.([qkv]))?")
 
@@ -116,7 +119,7 @@ class Edge:
         edge = None
         if match is not None:
             source, target, which = match.groups()
-            edge = cls(source=Node.parse(source), target=Node.parse(target), input=which or "")
+            edge = cls(source=Node.parse(source), target=Node.parse(target), input=cast(Input, which or ""))
         if edge is None or (edge.input != "") != (edge.target.kind in ("head", "kv")):
             raise UnknownEdge(
                 f'"{name}" is not the name of an edge.',
@@ -162,13 +165,13 @@ class Wiring:
         shared = self.n_kv_heads < self.n_heads
         inputs: list[tuple[Node, Input]] = []
         for layer in range(self.n_layers):
-            inputs += [(Node(kind="head", layer=layer, head=head), "q") for head in range(self.n_heads)]
-            for which in ("k", "v"):
+            inputs += [(Node(kind="head", layer=layer, head=head), _QUERY) for head in range(self.n_heads)]
+            for which in _KEYS_AND_VALUES:
                 inputs += [
                     (Node(kind="kv" if shared else "head", layer=layer, head=head), which)
                     for head in range(self.n_kv_heads)
                 ]
-            inputs += [(Node(kind="mlp", layer=layer), "")] if self.has_mlps else []
+            inputs += [(Node(kind="mlp", layer=layer), _WHOLE)] if self.has_mlps else []
         return (*inputs, (Node(kind="logits"), ""))
 
     @cached_property

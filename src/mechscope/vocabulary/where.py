@@ -4,7 +4,7 @@ Positions count the real tokens of each row: padding is not counted, and -1 is e
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
 
 from mechscope.vocabulary.errors import InterventionMismatch
 
@@ -104,16 +104,18 @@ class Where:
         """Rebuild a selection from `to_json`."""
         positions = saved.get("positions")
         if isinstance(positions, dict):
-            ((kind, value),) = positions.items()
-            positions = {
-                "span": lambda v: Span(*v),
-                "per_row": lambda v: PerRow(tuple(tuple(row) for row in v)),
-                "matching": lambda v: Matching(tuple(v)),
-            }[kind](value)
+            ((kind, value),) = cast("dict[str, list[Any]]", positions).items()
+            match kind:
+                case "span":
+                    positions = Span(*value)
+                case "per_row":
+                    positions = PerRow(tuple(tuple(row) for row in value))
+                case _:
+                    positions = Matching(tuple(value))
         return cls.of(positions, **{key: value for key, value in saved.items() if key != "positions"})  # pyright: ignore
 
 
-def _ints(value: object) -> tuple[int, ...] | None:
+def _ints(value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | list | tuple | range):
@@ -125,7 +127,7 @@ def _ints(value: object) -> tuple[int, ...] | None:
     return (value,) if isinstance(value, int) else tuple(int(index) for index in value)
 
 
-def _positions(value: object) -> Positions | None:
+def _positions(value: Any) -> Positions | None:
     match value:
         case None | Span() | PerRow() | Matching():
             return value

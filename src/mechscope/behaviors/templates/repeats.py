@@ -90,7 +90,8 @@ def _pair(reader: Reader, rng: Random, couple: tuple[int, int]) -> TokenPair:
     clean.insert(rng.randrange(asked + 2, length), foil)
     corrupt = [{answer: foil, foil: answer}.get(token, token) for token in clean]
     tail = clean[: asked + 1]
-    start = [] if _bos(reader) is None else [_bos(reader)]
+    bos = _bos(reader)
+    start = [] if bos is None else [bos]
     rows = [(*start, *copy, *tail) for copy in (clean, corrupt)]
     return TokenPair(
         clean=rows[0],

@@ -5,6 +5,10 @@ Invariant: queries, keys, values, scores and pattern exist nowhere but inside th
     named by `config._attn_implementation`, so that mechscope can register its own.
 """
 
+# Settings that follow another's are None only until NativeConfig.__post_init__; the library types `config` as its base.
+# pyright: reportOptionalOperand=false, reportOptionalSubscript=false, reportOptionalCall=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIncompatibleMethodOverride=false
+
 from collections.abc import Callable
 
 import torch

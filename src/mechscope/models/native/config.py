@@ -6,6 +6,10 @@ Refuses: unknown choices, and widths that contradict each other, all collected i
 Invariant: a config that was accepted builds a model, and survives JSON unchanged.
 """
 
+# Settings that follow another's are None only until NativeConfig.__post_init__; the library types `config` as its base.
+# pyright: reportOptionalOperand=false, reportOptionalSubscript=false, reportOptionalCall=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIncompatibleMethodOverride=false
+
 from typing import ClassVar, no_type_check
 
 from transformers import PreTrainedConfig

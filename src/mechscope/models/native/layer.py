@@ -5,6 +5,10 @@ Invariant: an absent part is None (`mlp`, `ln2`) or the identity (a norm of kind
     added to the residual stream is exactly the output of `attn` and of `mlp`.
 """
 
+# Settings that follow another's are None only until NativeConfig.__post_init__; the library types `config` as its base.
+# pyright: reportOptionalOperand=false, reportOptionalSubscript=false, reportOptionalCall=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIncompatibleMethodOverride=false
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -7,6 +7,10 @@ Invariant: built only from what transformers' own families use (mask creation, t
     output capturing), so mechscope opens it as it opens them, and no remote code is ever needed.
 """
 
+# Settings that follow another's are None only until NativeConfig.__post_init__; the library types `config` as its base.
+# pyright: reportOptionalOperand=false, reportOptionalSubscript=false, reportOptionalCall=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIncompatibleMethodOverride=false
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn

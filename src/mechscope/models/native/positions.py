@@ -5,6 +5,10 @@ Invariant: nothing here is stored; tables are computed from position ids at each
     (float64 for float64 models), so that no buffer can disagree with the config.
 """
 
+# Settings that follow another's are None only until NativeConfig.__post_init__; the library types `config` as its base.
+# pyright: reportOptionalOperand=false, reportOptionalSubscript=false, reportOptionalCall=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIncompatibleMethodOverride=false
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor

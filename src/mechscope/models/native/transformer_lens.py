@@ -6,6 +6,10 @@ Refuses: pickles that need code; missing, unread and misshapen tensors, each by 
 Invariant: nothing is folded, centred or broadcast; `open(save(model))` is the same model.
 """
 
+# Settings that follow another's are None only until NativeConfig.__post_init__; the library types `config` as its base.
+# pyright: reportOptionalOperand=false, reportOptionalSubscript=false, reportOptionalCall=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIncompatibleMethodOverride=false
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

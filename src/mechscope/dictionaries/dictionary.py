@@ -19,8 +19,11 @@ from torch import Tensor
 from mechscope.dictionaries import folding
 from mechscope.dictionaries.blocks import Weights, encode_block, refuse_unless_whole
 from mechscope.dictionaries.codes import SparseCodes
+from mechscope.dictionaries.fitting import refuse_unless_fits
 from mechscope.dictionaries.normalizing import denormalized, normalized
 from mechscope.dictionaries.settings import Port, Settings
+from mechscope.models.model import Model
+from mechscope.models.splicing import ErrorTerm, Spliced
 from mechscope.vocabulary.errors import DictionaryMismatch
 from mechscope.vocabulary.sites import Site
 
@@ -220,6 +223,26 @@ class Dictionary:
     def decoder_norms(self) -> Float[Tensor, " n_latents"]:
         """Norm of what each latent writes."""
         return self._weights().decoder_norms()
+
+    def spliced(self, error: ErrorTerm = "keep") -> Spliced:
+        """The dictionary as `model.run(splice=[...])` takes it, with what happens to its error."""
+        return Spliced(self, error)
+
+    def sources_of(self, written: Site) -> tuple[Site, ...]:
+        """Sites read that what is written at a site depends on."""
+        settings = self.settings
+        if not settings.is_cross_layer:
+            return self.reads
+        index = self.writes.index(written)
+        return tuple(site for i, site in enumerate(self.reads) if index in settings.targets[i])
+
+    def refuse_unless_fits(self, model: Model) -> None:
+        """Refuse a model that this dictionary was not made for; all problems at once.
+
+        Raises:
+            DictionaryMismatch: another tokenizer, a site that the model does not form, or one of another width.
+        """
+        refuse_unless_fits(self.settings, model)
 
     def save(self, path: str | Path) -> None:
         """Write the dictionary as a folder: `dictionary.json` and `dictionary.safetensors`, whole or absent."""

@@ -22,10 +22,10 @@ class Clamp(Intervention):
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
         codes = self.dictionary.encode(value)
-        error = value - self.dictionary.decode(codes)
+        error = value - self.dictionary.decode(codes, value)
         codes = codes.clone()
         codes[..., self.feature] = self.to
-        return self.dictionary.decode(codes) + error
+        return self.dictionary.decode(codes, value) + error
 
     def to_json(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
         raise NotSerializable(

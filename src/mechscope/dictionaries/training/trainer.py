@@ -21,6 +21,7 @@ from mechscope.dictionaries.training.resampling import resample
 from mechscope.dictionaries.training.spec import Job, Training
 from mechscope.engine.harvest.blocks import Blocks
 from mechscope.engine.harvest.stream import ActivationStream, Batch
+from mechscope.records.canonical import to_plain
 from mechscope.vocabulary.errors import DictionaryError, NonFiniteActivations
 
 SAVE_EVERY_SECONDS = 120.0
@@ -214,7 +215,7 @@ class Trainer:
             self.source,
             n_tokens=self.step * self.training.batch,
             trained_as=learner.job.config.name,
-            notes={"config": learner.job.config.to_json(), "training": self.training.to_json()},
+            notes=_plain({"config": learner.job.config.to_json(), "training": self.training.to_json()}),
         )
         dictionary = learner.dictionary(source)
         return dictionary.with_settings(calibration=measured(dictionary, learner, batch))
@@ -240,6 +241,13 @@ def measured(dictionary: Dictionary, learner: Learner, batch: Batch) -> Calibrat
 def _stacked(flat: torch.Tensor, ports: Sequence[Any]) -> torch.Tensor:
     widths = {port.width for port in ports}
     return flat.unflatten(1, (len(ports), -1)) if len(ports) > 1 and len(widths) == 1 else flat
+
+
+def _plain(notes: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file: lists for tuples."""
+    found = to_plain(notes)
+    assert isinstance(found, dict)
+    return found
 
 
 def _name(learner: Learner) -> str:

@@ -1,0 +1,148 @@
+"""The public verb: train at any site, from a model or a store, into a folder that resumes; convert and fine-tune."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import mechscope as ms
+from mechscope.dictionaries.training.logs import flat_figures
+from mechscope.dictionaries.training.progress import describe
+from mechscope.engine.harvest.blocks import ModelBlocks
+from mechscope.engine.harvest.corpus import corpus_of
+from mechscope.engine.harvest.store import save_activations
+from mechscope.vocabulary.errors import DictionaryError, DictionaryMismatch, EmptyPrompt, SiteError
+from mechscope.vocabulary.sites import Site
+from small_models import model_of
+from tiny_models import VOCABULARY
+
+dictionaries = ms.dictionaries
+TRAINING = dictionaries.Training(batch=64, n_tokens=64 * 30, rate=5e-3)
+CONFIG = dictionaries.TopK(width=64, k=6)
+
+
+def text(n: int = 60) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, VOCABULARY, (n, 9), generator=generator).tolist()
+
+
+def test_one_line_trains_an_sae_that_reconstructs_the_site() -> None:
+    model = model_of()
+    sae = dictionaries.train(model, site="resid_post.1", text=text(), config=CONFIG, training=TRAINING)
+    values = model.run(torch.tensor(text()[:20]), capture=["resid_post.1"])["resid_post.1"]
+    left = (sae(values) - values).pow(2).sum() / (values - values.mean((0, 1))).pow(2).sum()
+    assert left < 0.8 and sae.kind == "sae" and sae.reads == (Site("resid_post", 1),)
+    assert (sae.encode(values) != 0).sum(-1).max() <= 6
+    source = sae.settings.source
+    assert (
+        source.model == model.fingerprint.name and source.weights_sha256 == model.fingerprint.weights_sha256
+    )
+    assert source.trained_as == "topk" and source.n_tokens == 64 * 30 and source.notes["config"]["k"] == 6
+    assert sae.settings.calibration.l0 <= 6 and 0 < sae.settings.calibration.fvu < 0.9
+    sae.refuse_unless_fits(model)
+
+
+@pytest.mark.parametrize(
+    ("site", "kind"),
+    [
+        ("mlp_in.1 -> mlp_out.1", "transcoder"),
+        (["resid_post.0", "resid_post.-1"], "crosscoder"),
+        ("z.1", "sae"),
+        ("blocks.1.hook_mlp_out", "sae"),
+    ],
+)
+def test_any_site_or_sites_can_be_trained_at(site, kind: str) -> None:
+    model = model_of()
+    found = dictionaries.train(model, site=site, text=text(), config=CONFIG, training=TRAINING)
+    assert found.kind == kind
+    values = model.run(torch.tensor(text()[:3]), capture=[*found.reads, *found.writes])
+    shape = values[found.writes[0]].shape
+    read = [values[one] for one in found.reads]
+    written = found(read[0] if len(read) == 1 else torch.stack(read, 2))
+    assert written.shape == (shape if len(read) == 1 else (*shape[:2], 2, *shape[2:]))
+
+
+def test_training_from_a_store_gives_the_bits_of_training_from_the_model(tmp_path: Path) -> None:
+    model, job = model_of(), dictionaries.job_at("resid_post.1", CONFIG)
+    corpus = corpus_of(model, text()).shuffled(TRAINING.seed)
+    blocks = ModelBlocks(model=model, corpus=corpus, sites=job.sites, rows_per_block=17)
+    store = save_activations(blocks, tmp_path)
+    from_store = dictionaries.train_from(store, [job], training=TRAINING)[0]
+    from_model = dictionaries.train_from(blocks, [job], training=TRAINING)[0]
+    for name, tensor in from_model.tensors.items():
+        assert torch.equal(from_store.tensors[name], tensor), name
+    assert from_store.settings.source.weights_sha256 == model.fingerprint.weights_sha256
+
+
+def test_a_folder_holds_the_dictionaries_the_log_and_what_a_resumed_run_needs(tmp_path: Path) -> None:
+    model = model_of()
+    jobs = [
+        dictionaries.job_at("resid_post.1", CONFIG, name="late"),
+        dictionaries.job_at("resid_post.0", dictionaries.JumpReLU(width=64, l0=6)),
+    ]
+    first = dictionaries.train_to_folder(model, jobs, text=text(), folder=tmp_path, training=TRAINING)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "late",
+        "dictionary-1",
+        "log.jsonl",
+        "checkpoint.safetensors",
+    }
+    opened = dictionaries.open(tmp_path / "late")
+    assert opened.settings == first[0].settings and torch.equal(opened.W_dec, first[0].W_dec)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 30 and len(lines[-1]["figures"]) == 2
+    again = dictionaries.train_to_folder(
+        model, jobs, text=text(), folder=tmp_path, training=TRAINING, shows_progress=False
+    )
+    assert torch.equal(again[1].W_enc, first[1].W_enc)
+
+
+def test_figures_read_well() -> None:
+    from mechscope.dictionaries.training.trainer import Figures, Report
+
+    figures = Figures(name="topk at resid_post.2", loss=0.1, fvu=0.081, l0=32.0, dead=0.012)
+    now = Report(step=5, n_steps=10, n_tokens=640, tokens_per_second=12300.0, figures=(figures,))
+    assert describe(now) == "12,300 tok/s · topk at resid_post.2: FVU 0.081, L0 32.0, dead 1.2%"
+    assert flat_figures(now)["topk at resid_post.2/l0"] == 32.0
+
+
+def test_bad_requests_are_refused() -> None:
+    model = model_of()
+    with pytest.raises(SiteError):
+        dictionaries.train(model, site="resid_post.9", text=text(), config=CONFIG)
+    with pytest.raises(DictionaryMismatch, match="width"):
+        dictionaries.train(model, site="pattern.1", text=text(), config=CONFIG)
+    with pytest.raises(EmptyPrompt, match="shorter"):
+        dictionaries.train(model, site="resid_post.1", text=text(3), config=CONFIG)
+
+
+def test_a_topk_dictionary_becomes_a_jumprelu_of_the_same_l0() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(400, 32, generator=generator)
+    sae = dictionaries.train(model_of(), site="resid_post.1", text=text(), config=CONFIG, training=TRAINING)
+    for threshold in ("one", "each"):
+        found = dictionaries.to_jumprelu(sae, values, threshold=threshold)
+        counts = [float((one.encode(values) != 0).sum(-1).float().mean()) for one in (sae, found)]
+        assert abs(counts[0] - counts[1]) < 0.1 and found.settings.gate.rule == "jumprelu"
+    fired = [(one.encode(values) != 0).sum(0) for one in (sae, found)]
+    assert (fired[0] - fired[1]).abs().max() <= 1
+    fewer = dictionaries.to_jumprelu(sae, values, l0=2.0)
+    assert abs(float((fewer.encode(values) != 0).sum(-1).float().mean()) - 2) < 0.1
+    with pytest.raises(DictionaryError, match="JumpReLU"):
+        dictionaries.to_jumprelu(found, values)
+
+
+@pytest.mark.parametrize("objective", ["kl", "ce"])
+def test_fine_tuning_brings_predictions_nearer_to_the_models_own(objective: str) -> None:
+    model = model_of()
+    sae = dictionaries.train(model, site="resid_post.1", text=text(), config=CONFIG, training=TRAINING)
+    seen: list[float] = []
+    before = {name: value.clone() for name, value in sae.tensors.items()}
+    weights = model.fingerprint.weights_sha256
+    how = dictionaries.FineTuning(objective=objective, n_steps=12, n_rows=30, rate=3e-3)
+    tuned = dictionaries.fine_tune(model, sae, text=text(), how=how, report=lambda _s, v: seen.append(v))
+    assert sum(seen[-3:]) < 0.95 * sum(seen[:3])
+    assert all(torch.equal(sae.tensors[name], value) for name, value in before.items())
+    assert not torch.equal(tuned.W_dec, sae.W_dec)
+    assert ms.wrap(model.hf, None).fingerprint.weights_sha256 == weights

@@ -124,7 +124,7 @@ def graph_lines(n_pairs: int) -> list[Line]:
     model = opened(SHAPE)
     ids = random_ids(SHAPE, 1, N_TOKENS)[0].tolist()
     with torch.no_grad():
-        local = open_local(model, replacements_of(model, transcoders()), model.tokens(ids))
+        local = open_local(model, replacements_of(model, transcoders()), batch=model.tokens(ids))
         local.arriving_constants  # noqa: B018  found once, outside of what is timed
         for active in local.actives:
             active.written  # noqa: B018

@@ -21,7 +21,7 @@ def rows_by_autograd(model: Model, dictionaries: object, graph: AttributionGraph
     local = open_local(
         model,
         replacements_of(model, dictionaries),
-        model.tokens(graph.settings["tokens"]),
+        batch=model.tokens(graph.settings["tokens"]),
         mlps=graph.settings["mlps"],
         left_out=tuple(graph.settings["left_out"]),
     )

@@ -69,8 +69,8 @@ def test_supernodes_act_as_the_sum_of_their_members(graph: AttributionGraph) -> 
     members = [int(i) for i in graph.nodes.of("latent")[:3]]
     grouped = graph.with_supernodes({"three": members})
     model, given = exact_model("llama"), dictionaries("llama")
-    whole = intervene(model, given, grouped, scale={"three": 0.5})
-    parts = sum(intervene(model, given, graph, scale={m: 0.5}).measured for m in members)
+    whole = intervene(model, grouped, transcoders=given, scale={"three": 0.5})
+    parts = sum(intervene(model, graph, transcoders=given, scale={m: 0.5}).measured for m in members)
     assert np.abs(whole.measured - parts).max() < 1e-9
     table = effects_between(grouped)
     dense, logit = graph.adjacency.to_dense(), int(graph.nodes.of("logit")[0])
@@ -137,9 +137,9 @@ def test_scaling_by_one_changes_nothing_and_a_removal_something(family: str, mod
     graph = attribution_graph(model, given, prompt(), targets=[3])
     latent, error = int(graph.nodes.of("latent")[2]), int(graph.nodes.of("error")[3])
     token = int(graph.nodes.of("token")[1])
-    same = intervene(model, given, graph, scale={latent: 1.0, error: 1.0, token: 1.0}, mode=mode)
+    same = intervene(model, graph, transcoders=given, scale={latent: 1.0, error: 1.0, token: 1.0}, mode=mode)
     assert np.abs(same.measured).max() < 1e-9
-    gone = intervene(model, given, graph, scale={latent: 0.0, error: 0.0, token: 0.0}, mode=mode)
+    gone = intervene(model, graph, transcoders=given, scale={latent: 0.0, error: 0.0, token: 0.0}, mode=mode)
     assert np.abs(gone.measured).max() > 0.01
 
 
@@ -156,7 +156,7 @@ def test_a_latent_that_is_removed_everywhere_reads_as_a_steered_model() -> None:
         for writes in ([], [ms.edit("mlp_out.1", lambda value: value - row, positions=4)])
     ]
     by_hand = [float(one[3] - one.mean()) for one in logits]
-    found = intervene(model, given, graph, scale={node: 0.0}, mode="free").logits()
+    found = intervene(model, graph, transcoders=given, scale={node: 0.0}, mode="free").logits()
     ((_, measured),) = found.values()
     assert abs(measured - (by_hand[1] - by_hand[0])) < 1e-9
 
@@ -165,8 +165,8 @@ def test_held_layers_pass_nothing_on_through_their_dictionaries() -> None:
     model, given = exact_model("llama"), dictionaries("llama")
     graph = attribution_graph(model, given, prompt(), targets=[3])
     token = int(graph.nodes.of("token")[6])
-    held = intervene(model, given, graph, scale={token: 0.0}, mode="range", layers=(0, 2))
-    loose = intervene(model, given, graph, scale={token: 0.0}, mode="iterative")
+    held = intervene(model, graph, transcoders=given, scale={token: 0.0}, mode="range", layers=(0, 2))
+    loose = intervene(model, graph, transcoders=given, scale={token: 0.0}, mode="iterative")
     assert (
         abs(held.unexplained) < abs(loose.unexplained) or np.abs(held.measured - loose.measured).max() > 1e-3
     )

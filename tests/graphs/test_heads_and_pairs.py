@@ -26,7 +26,7 @@ def graph_of(family: str, kind: str = "transcoder", **options: object) -> Attrib
 @pytest.mark.parametrize("family", [*FAMILIES, "gemma3_text", "native_bidirectional"])
 def test_pairs_add_up_to_the_scores(family: str) -> None:
     model, graph = exact_model(family), graph_of(family)
-    found = attribute_qk(model, dictionaries(family), graph, layer=2, head=3, keys=[0, 4, 6])
+    found = attribute_qk(model, graph, transcoders=dictionaries(family), layer=2, head=3, keys=[0, 4, 6])
     run = model.run(prompt(), capture=["q.2", "k.2"])
     call = run.cache.call(2)
     key = call.key[0, 3 * model.n_kv_heads // model.n_heads]
@@ -40,7 +40,7 @@ def test_pairs_add_up_to_the_scores(family: str) -> None:
 def test_a_pair_is_what_moving_both_sources_does_beyond_moving_each(family: str) -> None:
     """The score is bilinear: f(a, b) - f(a) - f(b) + f() is exactly the two pairs of a and b."""
     model, graph, given = exact_model(family), graph_of(family), dictionaries(family)
-    found = attribute_qk(model, given, graph, layer=2, head=1, keys=[3])
+    found = attribute_qk(model, graph, transcoders=given, layer=2, head=1, keys=[3])
     a, b = (int(index) for index in graph.nodes.of("latent")[[0, 4]])
     local = open_again(model, given, graph)
 
@@ -50,7 +50,7 @@ def test_a_pair_is_what_moving_both_sources_does_beyond_moving_each(family: str)
             latents[0][index] = 0
         tokens = torch.ones(len(prompt()), dtype=torch.float64)
         change = Change(latents=latents, errors={}, tokens=tokens)
-        writes = hold(model, local, change, mode="constrained", layers=None).writes
+        writes = hold(model, local, change=change, mode="constrained", layers=None).writes
         call = model.run(prompt(), interventions=writes, capture=["q.2", "k.2"]).cache.call(2)
         return float(call.query[0, 1, -1] @ call.key[0, model.n_kv_heads // model.n_heads, 3] * call.scaling)
 
@@ -71,8 +71,8 @@ def test_a_pair_is_what_moving_both_sources_does_beyond_moving_each(family: str)
 def test_latents_left_out_are_the_others() -> None:
     model, given = exact_model("llama"), dictionaries("llama")
     whole, part = graph_of("llama"), graph_of("llama", max_latents=9)
-    a = attribute_qk(model, given, whole, layer=2, head=0, keys=[2])
-    b = attribute_qk(model, given, part, layer=2, head=0, keys=[2])
+    a = attribute_qk(model, whole, transcoders=given, layer=2, head=0, keys=[2])
+    b = attribute_qk(model, part, transcoders=given, layer=2, head=0, keys=[2])
     assert "others" in b.labels and "others" not in a.labels
     assert np.abs(a.scores - b.scores).max() < CLOSE
     i, j = part.nodes.name(0), part.nodes.name(1)
@@ -82,7 +82,14 @@ def test_latents_left_out_are_the_others() -> None:
 
 def test_a_head_or_position_that_does_not_exist_is_refused() -> None:
     with pytest.raises(PositionOutOfRange, match="no such head") as refusal:
-        attribute_qk(exact_model("llama"), dictionaries("llama"), graph_of("llama"), layer=3, head=4, query=9)
+        attribute_qk(
+            exact_model("llama"),
+            graph_of("llama"),
+            transcoders=dictionaries("llama"),
+            layer=3,
+            head=4,
+            query=9,
+        )
     assert "layers 0 to 2" in refusal.value.because and "heads 0 to 3" in refusal.value.because
 
 
@@ -93,14 +100,14 @@ def test_heads_and_the_stream_beside_them_add_up_to_the_edge(family: str) -> Non
     layers, positions = graph.nodes.layers, graph.nodes.positions
     source = int(np.flatnonzero((layers == 0) & (graph.nodes.kinds == 0) & (positions == 1))[0])
     target = int(np.flatnonzero((layers == 1) & (graph.nodes.kinds == 0) & (positions == 4))[0])
-    loads = head_loadings(model, given, graph, edges=[(source, target)])
+    loads = head_loadings(model, graph, transcoders=given, edges=[(source, target)])
     # Another position is reached through heads only, and one layer lies between.
     reach = loads.values[0].sum(1)
     between = 0 if model.binding.anatomy.is_parallel else 1
     if model.binding.anatomy.is_parallel:
         assert abs(graph.effect(source, target)) < CLOSE and np.abs(reach).max() < CLOSE
         target = int(np.flatnonzero((layers == 2) & (graph.nodes.kinds == 0) & (positions == 4))[0])
-        loads, between = head_loadings(model, given, graph, edges=[(source, target)]), 1
+        loads, between = head_loadings(model, graph, transcoders=given, edges=[(source, target)]), 1
         reach = loads.values[0].sum(1)
     assert abs(graph.effect(source, target)) > 1e-4
     assert abs(reach[between] - graph.effect(source, target)) < CLOSE
@@ -110,7 +117,7 @@ def test_heads_and_the_stream_beside_them_add_up_to_the_edge(family: str) -> Non
 def test_a_path_of_two_layers_loads_heads_of_both() -> None:
     model, given, graph = exact_model("llama"), dictionaries("llama"), graph_of("llama")
     token, logit = int(graph.nodes.of("token")[2]), int(graph.nodes.of("logit")[0])
-    loads = head_loadings(model, given, graph, edges=[(token, logit)])
+    loads = head_loadings(model, graph, transcoders=given, edges=[(token, logit)])
     assert loads.shape == (1, 3, 4) and (np.abs(loads.values[0]).max(1) > 1e-4).all()
 
 
@@ -118,4 +125,4 @@ def test_what_is_no_edge_is_refused() -> None:
     graph = graph_of("llama")
     logit, token = int(graph.nodes.of("logit")[0]), int(graph.nodes.of("token")[0])
     with pytest.raises(InterventionMismatch, match="no edges"):
-        head_loadings(exact_model("llama"), dictionaries("llama"), graph, edges=[(logit, token)])
+        head_loadings(exact_model("llama"), graph, transcoders=dictionaries("llama"), edges=[(logit, token)])

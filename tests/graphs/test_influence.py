@@ -131,13 +131,13 @@ def test_a_graph_of_five_nodes_has_the_numbers_worked_out_by_hand() -> None:
     assert abs(found.completeness - (0.75 * 1 + 0.375 + 0.75 + 0.25 + 0.75) / 3.125) < 1e-12
     assert np.allclose(cumulative_share(influence), np.array([1.875, 0.75, 2.125, 1.5, 2.125]) / 2.125)
     # 0.7 of the influence need b, the token and a; the error goes.
-    left = prune(adjacency, nodes, weights, node_share=0.8, edge_share=1.0)
+    left = prune(adjacency, nodes, weights=weights, node_share=0.8, edge_share=1.0)
     assert left.kept.tolist() == [0, 1, 3, 4]
 
 
 def test_what_nothing_reads_goes_with_the_edge_that_it_hung_on() -> None:
     adjacency, nodes = by_hand()
     weights = np.array([0, 0, 0, 0, 1.0])
-    left = prune(adjacency, nodes, weights, node_share=1.0, edge_share=0.6)
+    left = prune(adjacency, nodes, weights=weights, node_share=1.0, edge_share=0.6)
     # Edges by score: b->logit .75; then .375 three times and the error's .25: 0.6 of 2.125 needs two of the former.
     assert left.adjacency.n_edges in (3, 4) and 2 not in left.kept

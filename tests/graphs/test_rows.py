@@ -70,7 +70,7 @@ def test_every_edge_equals_a_constrained_intervention(family: str) -> None:
     sources = [int(rng.choice(graph.nodes.of(kind), 1)[0]) for kind in ("latent", "error", "token")]
     sources += [int(index) for index in graph.nodes.of("latent")[:3]]
     for source in dict.fromkeys(sources):
-        done = intervene(model, given, graph, scale={source: 0.0})
+        done = intervene(model, graph, transcoders=given, scale={source: 0.0})
         assert np.abs(done.measured + dense[list(done.nodes), source]).max() < CLOSE
 
 
@@ -83,7 +83,7 @@ def test_effects_of_all_nodes_at_once_equal_a_constrained_intervention(family: s
         scale = {
             index: float(factor) for index, factor in zip(sources, rng.normal(size=len(graph)), strict=False)
         }
-        done = intervene(exact_model(family), dictionaries(family, kind), graph, scale=scale)
+        done = intervene(exact_model(family), graph, transcoders=dictionaries(family, kind), scale=scale)
         assert np.abs(done.measured).max() > 0.1
         assert np.abs(done.measured - done.predicted).max() < CLOSE, kind
 
@@ -106,10 +106,10 @@ def test_the_frozen_model_has_no_curvature(family: str) -> None:
     graph, model, given = graph_of(family), exact_model(family), dictionaries(family)
     a, b = (int(graph.nodes.of(kind)[1]) for kind in ("token", "latent"))
     scales = ({a: -3.0}, {b: 5.0}, {a: -3.0, b: 5.0})
-    one, other, both = (intervene(model, given, graph, scale=scale).measured for scale in scales)
+    one, other, both = (intervene(model, graph, transcoders=given, scale=scale).measured for scale in scales)
     assert np.abs(one).max() > 0.1
     assert np.abs(both - one - other).max() < CLOSE
-    free = [intervene(model, given, graph, scale=scale, mode="free").measured for scale in scales]
+    free = [intervene(model, graph, transcoders=given, scale=scale, mode="free").measured for scale in scales]
     assert np.abs(free[2] - free[0] - free[1]).max() > 1e-3  # the model itself has
 
 

@@ -21,7 +21,12 @@ FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "mana
 
 # "path: what" as the guard prints it, without the numbers -> the number of it allowed today, and why.
 # May only shrink: an entry that allows more than there is fails the test below.
-EXCEPTIONS: dict[str, tuple[int, str]] = {}
+EXCEPTIONS: dict[str, tuple[int, str]] = {
+    "graphs/build.py: attribution_graph positional": (
+        1,
+        "the public contract in DESIGN has (model, transcoders, prompt) by position",
+    ),
+}
 
 
 def size_problems(path: str, source: str) -> list[tuple[str, str]]:

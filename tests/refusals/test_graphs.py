@@ -111,24 +111,24 @@ def test_a_graph_of_another_model_or_of_other_dictionaries_is_refused(model: Mod
     given = dictionaries("llama")
     graph = attribution_graph(model, given, prompt(), targets=[3])
     with pytest.raises(InterventionMismatch, match="not of") as refusal:
-        intervene(exact_model("qwen3"), given, graph, scale={0: 0.0})
+        intervene(exact_model("qwen3"), graph, transcoders=given, scale={0: 0.0})
     assert "weights_sha256" in refusal.value.because
     with pytest.raises(InterventionMismatch, match="not the dictionaries"):
-        intervene(model, random_transcoders(model, 32, seed=2, k=3), graph, scale={0: 0.0})
+        intervene(model, graph, transcoders=random_transcoders(model, 32, seed=2, k=3), scale={0: 0.0})
 
 
 def test_interventions_that_mean_nothing_are_refused(model: Model) -> None:
     given = dictionaries("llama")
     graph = attribution_graph(model, given, prompt(), targets=[3])
     with pytest.raises(InterventionMismatch, match="no such mode"):
-        intervene(model, given, graph, scale={0: 0.0}, mode="loose")  # type: ignore[arg-type]
+        intervene(model, graph, transcoders=given, scale={0: 0.0}, mode="loose")  # type: ignore[arg-type]
     with pytest.raises(InterventionMismatch, match="needs the layers"):
-        intervene(model, given, graph, scale={0: 0.0}, mode="range")
+        intervene(model, graph, transcoders=given, scale={0: 0.0}, mode="range")
     with pytest.raises(InterventionMismatch, match="needs the layers"):
-        intervene(model, given, graph, scale={0: 0.0}, mode="range", layers=(0, 9))
+        intervene(model, graph, transcoders=given, scale={0: 0.0}, mode="range", layers=(0, 9))
     with pytest.raises(InterventionMismatch, match="can't be scaled"):
-        intervene(model, given, graph, scale={len(graph) - 1: 0.0})
+        intervene(model, graph, transcoders=given, scale={len(graph) - 1: 0.0})
     with pytest.raises(InterventionMismatch, match="nothing to scale"):
-        intervene(model, given, graph, scale={})
+        intervene(model, graph, transcoders=given, scale={})
     with pytest.raises(PositionOutOfRange):
-        intervene(model, given, graph, scale={"mlp_in.0/999@0": 0.0})
+        intervene(model, graph, transcoders=given, scale={"mlp_in.0/999@0": 0.0})

@@ -74,7 +74,7 @@ def attribution_graph(
     batch = model.tokens(prompt)
     places = _left_out(model, batch, left_out)
     with torch.no_grad():
-        local = open_local(model, parts, batch, mlps=mlps, left_out=places)
+        local = open_local(model, parts, batch=batch, mlps=mlps, left_out=places)
         final = local.frozen.value(Site("resid_post", model.n_layers - 1))[-1]
         chosen = choose_targets(model, targets, final)
         rows = _Rows(model, local, chosen)

@@ -283,10 +283,10 @@ def _factor(
     raw, out = cache[Site(f"{part}_raw", layer)][0].to(dtype), cache[Site(f"{part}_out", layer)][0].to(dtype)
     if raw_part.module == out_part.module:
         return float((raw * out).sum() / (raw * raw).sum())
-    return rms_factor(model, layer, out_part, raw, out)
+    return rms_factor(model, layer, part=out_part, raw=raw, out=out)
 
 
-def rms_factor(model: Model, layer: int, part: Part, raw: Tensor, out: Tensor) -> Tensor:
+def rms_factor(model: Model, layer: int, *, part: Part, raw: Tensor, out: Tensor) -> Tensor:
     """The factor weight / denominator of an RMS norm with input `raw` and output `out`, shaped like `raw`.
 
     The denominator is found from the two tensors, so that no epsilon has to be known.

@@ -84,7 +84,9 @@ class AttributionGraph:
             node_share: Of the nodes' influence, 0 to 1. Tokens and logits always stay.
             edge_share: Of the remaining edges' scores.
         """
-        found = prune(self.adjacency, self.nodes, self.weights, node_share=node_share, edge_share=edge_share)
+        found = prune(
+            self.adjacency, self.nodes, weights=self.weights, node_share=node_share, edge_share=edge_share
+        )
         kept = found.kept
         place = {int(old): new for new, old in enumerate(kept)}
         groups = tuple(group.renumbered(place) for group in self.supernodes)

@@ -25,14 +25,14 @@ from mechscope.vocabulary.errors import InterventionMismatch
 
 
 def head_loadings(
-    model: Model, transcoders: Any, graph: AttributionGraph, *, edges: Sequence[tuple[Which, Which]]
+    model: Model, graph: AttributionGraph, *, transcoders: Any, edges: Sequence[tuple[Which, Which]]
 ) -> LabelledArray:
     """Split edges by the heads that carry them.
 
     Args:
         model: The model of the graph.
-        transcoders: The dictionaries that it was made with.
         graph: Whose edges.
+        transcoders: The dictionaries that it was made with.
         edges: (source, target) pairs.
 
     Returns:

@@ -78,8 +78,8 @@ def score_graph(adjacency: Adjacency, nodes: Nodes, weights: Float[np.ndarray, "
 def prune(
     adjacency: Adjacency,
     nodes: Nodes,
-    weights: Float[np.ndarray, " node"],
     *,
+    weights: Float[np.ndarray, " node"],
     node_share: float = 0.8,
     edge_share: float = 0.98,
 ) -> Pruned:

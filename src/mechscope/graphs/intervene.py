@@ -86,9 +86,9 @@ class NodeIntervention:
 
 def intervene(
     model: Model,
-    transcoders: Any,
     graph: AttributionGraph,
     *,
+    transcoders: Any,
     scale: Mapping[Any, float],
     mode: Mode = "constrained",
     layers: tuple[int, int] | None = None,
@@ -97,8 +97,8 @@ def intervene(
 
     Args:
         model: The model of the graph.
-        transcoders: The dictionaries that it was made with.
         graph: A graph; pruned ones predict from the edges that they kept.
+        transcoders: The dictionaries that it was made with.
         scale: Factor by node (index, name or node) or supernode (label): 0 removes, 1 changes nothing.
         mode: "constrained", "range", "iterative" or "free"; see `graphs.modes`.
         layers: First and last layer held, for "range".
@@ -115,7 +115,7 @@ def intervene(
         factors = _factors(graph, scale)
         places = Places(model, graph, local)
         change = _change(graph, local, places, factors)
-        holding = hold(model, local, change, mode=mode, layers=layers)
+        holding = hold(model, local, change=change, mode=mode, layers=layers)
         read = [index for kind in ("latent", "logit") for index in graph.nodes.of(kind)]
         measured = _measured(model, graph, holding, places)
     predicted = _predicted(graph, factors, mode=mode, layers=layers)
@@ -143,7 +143,7 @@ def open_again(model: Model, transcoders: Any, graph: AttributionGraph) -> Local
     _refuse_other_dictionaries(graph, parts)
     batch = model.tokens(graph.settings["tokens"])
     return open_local(
-        model, parts, batch, mlps=graph.settings["mlps"], left_out=tuple(graph.settings["left_out"])
+        model, parts, batch=batch, mlps=graph.settings["mlps"], left_out=tuple(graph.settings["left_out"])
     )
 
 

@@ -165,8 +165,8 @@ def per_position(flow: Flow, rows: Rows) -> "list[tuple[int, Tensor, slice]]":
 def open_local(
     model: Model,
     parts: Sequence[Replacement],
-    batch: TokenBatch,
     *,
+    batch: TokenBatch,
     mlps: str = "constant",
     left_out: tuple[int, ...] = (),
 ) -> Local:

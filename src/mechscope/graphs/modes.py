@@ -22,7 +22,7 @@ MODES: tuple[Mode, ...] = ("constrained", "range", "iterative", "free")
 
 
 def hold(
-    model: Model, local: Local, change: Change, *, mode: Mode, layers: tuple[int, int] | None
+    model: Model, local: Local, *, change: Change, mode: Mode, layers: tuple[int, int] | None
 ) -> Holding:
     """Interventions that put a change of nodes into the model, in one of the modes of `intervene`."""
     holding = Holding(model, local)

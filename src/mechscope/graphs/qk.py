@@ -74,9 +74,9 @@ class QKAttribution:
 
 def attribute_qk(
     model: Model,
-    transcoders: Any,
     graph: AttributionGraph,
     *,
+    transcoders: Any,
     layer: int,
     head: int,
     query: int = -1,
@@ -86,8 +86,8 @@ def attribute_qk(
 
     Args:
         model: The model of the graph.
-        transcoders: The dictionaries that it was made with.
         graph: Whose latents, errors and tokens are the sources.
+        transcoders: The dictionaries that it was made with.
         layer: Of the head.
         head: Query head.
         query: Position that attends, negative from the end.
@@ -180,7 +180,7 @@ def _norm_factor(model: Model, local: Local, layer: int, which: str) -> Tensor |
     sites = [Site(before, layer), Site(after, layer)]
     cache = model.run(local.frozen.tokens, capture=sites, stop_after=sites[1]).cache
     raw, out = (cache[site][0].to(local.frozen.dtype) for site in sites)
-    return rms_factor(model, layer, parts[after], raw, out)
+    return rms_factor(model, layer, part=parts[after], raw=raw, out=out)
 
 
 def _after_projection(model: Model, local: Local, layer: int) -> dict[str, Tensor]:

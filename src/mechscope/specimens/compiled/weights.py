@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechscope.specimens.compiled.plan import AttentionSeries, Plan
-from mechscope.specimens.compiled.rasp import Applied, Averaged, Condition, Copied, Counted, Series
+from mechscope.specimens.compiled.rasp import Applied, Averaged, Condition, Counted, Series
 
 SHARPNESS = 24.0
 """Nats between a selected key and one that misses one condition; half of it between a selected key and [BOS]."""
@@ -221,6 +221,3 @@ def stack_neurons(rows: Sequence[tuple[Tensor, float, Tensor]], d_model: int) ->
         bias=torch.tensor([row[1] for row in rows], dtype=torch.float64),
         writes=torch.stack([row[2] for row in rows]) if rows else empty.clone(),
     )
-
-
-__all__ = ["RAMP", "SHARPNESS", "Copied", "Head", "Neurons", "stack_neurons", "write_head", "write_neurons"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mechscope.specimens.compiled.plan import Plan
-from mechscope.specimens.compiled.rasp import Added, Applied, Averaged, Copied, Counted, Series
+from mechscope.specimens.compiled.rasp import Applied, Averaged, Copied, Counted, Series
 from mechscope.specimens.compiled.weights import Head
 from mechscope.vocabulary.edges import Edge, Node
 
@@ -94,6 +94,3 @@ def _sources(plan: Plan, series: Applied, writers: Mapping[Series, Node]) -> set
     sources = {writers[written] for argument in series.arguments for written, _ in plan.views[argument].parts}
     is_gated_by_bos = len(series.arguments) == 1 and plan.domains[series.arguments[0]].is_number
     return sources | ({EMBED} if is_gated_by_bos else set())
-
-
-__all__ = ["Added", "Blueprint", "draw_blueprint"]

@@ -18,6 +18,9 @@ from mechscope.cli import (  # noqa: F401 - they join
     investigating,  # pyright: ignore[reportUnusedImport]
     opening,  # pyright: ignore[reportUnusedImport]
     patching,  # pyright: ignore[reportUnusedImport]
+    toys,  # pyright: ignore[reportUnusedImport]
+    tracing,  # pyright: ignore[reportUnusedImport]
+    training,  # pyright: ignore[reportUnusedImport]
 )
 from mechscope.cli.application import app
 from mechscope.cli.terminal import emit, refuse, say

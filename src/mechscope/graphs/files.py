@@ -6,6 +6,7 @@ from typing import Any
 
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.opening import open_dictionary
+from mechscope.dictionaries.saving import is_ours
 from mechscope.graphs.build import attribution_graph
 from mechscope.graphs.exchange import save_graph_json
 from mechscope.graphs.graph import AttributionGraph
@@ -62,6 +63,9 @@ def open_transcoders(path: str | Path) -> list[Dictionary]:
     """
     place = Path(path)
     inner = sorted((one for one in place.iterdir() if one.is_dir()), key=_numbers) if place.is_dir() else []
+    trained = [one for one in inner if is_ours(one)]
+    if trained:  # beside them lie the checkpoint and the log of their training
+        return [open_dictionary(one) for one in trained]
     holds_files = place.is_dir() and any(one.is_file() and one.suffix != ".md" for one in place.iterdir())
     if inner and not holds_files:
         return [open_dictionary(one) for one in inner]

@@ -1,0 +1,112 @@
+"""`mechscope train-dictionary`: dictionaries at some sites of a model over a text, in a folder that resumes."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mechscope.cli.application import (
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+    ModelArgument,
+    SeedOption,
+    app,
+)
+from mechscope.cli.opening import open_model
+from mechscope.cli.terminal import emit, say, table
+from mechscope.vocabulary.errors import BadCommand
+
+if TYPE_CHECKING:
+    from mechscope.dictionaries.architectures.base import Architecture
+
+
+class Kind(StrEnum):
+    """Architectures that the command trains; Python offers all of them with all their settings."""
+
+    topk = "topk"
+    batchtopk = "batchtopk"
+    matryoshka = "matryoshka"
+    jumprelu = "jumprelu"
+    relu = "relu"
+
+
+@app.command("train-dictionary")
+def train_dictionary(
+    model: ModelArgument,
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file, one document a line.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder; a run that was begun there goes on.")],
+    site: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--site", help='"resid_post.2", or "mlp_in.2 -> mlp_out.2" for a transcoder; repeatable.'
+        ),
+    ] = None,
+    kind: Annotated[Kind, typer.Option("--kind", help="Architecture.")] = Kind.topk,
+    width: Annotated[int, typer.Option("--width", min=2, help="Latents of each dictionary.")] = 4096,
+    k: Annotated[float, typer.Option("--k", help="Active latents a token that are aimed at.")] = 32,
+    tokens: Annotated[
+        int, typer.Option("--tokens", min=0, help="To train on; 0 is one pass through TEXT.")
+    ] = 0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Train one dictionary for each site from one stream of activations; called again, go on."""
+    if not site:
+        raise BadCommand(
+            "Where should dictionaries be trained?", got="no --site", instead="--site resid_post.2"
+        )
+    opened = open_model(model, dtype=dtype.value, device=device)
+    from mechscope.dictionaries.train import job_at, train_to_folder
+    from mechscope.dictionaries.training.spec import Training
+
+    jobs = [job_at(one, config_of(kind, width, k), name=name_of(one)) for one in site]
+    training = Training(n_tokens=tokens or None, seed=seed)
+    trained = train_to_folder(
+        opened, jobs, text=text, folder=out, training=training, shows_progress=not as_json
+    )
+    rows: list[dict[str, Any]] = [
+        {
+            "site": one,
+            "dictionary": str(out / name_of(one)),
+            "l0": dictionary.settings.calibration.l0,
+            "fvu": dictionary.settings.calibration.fvu,
+            "dead": dictionary.settings.calibration.dead,
+        }
+        for one, dictionary in zip(site, trained, strict=True)
+    ]
+    if as_json:
+        emit({"dictionaries": rows})
+        return
+    table(tuple(rows[0]), [[_shown(value) for value in row.values()] for row in rows])
+    say(f"\n{out}")
+
+
+def config_of(kind: Kind, width: int, k: float) -> "Architecture":
+    """The architecture with its usual settings, aimed at k active latents a token where it takes an aim."""
+    from mechscope import dictionaries
+
+    match kind:
+        case Kind.topk:
+            return dictionaries.TopK(width=width, k=round(k))
+        case Kind.batchtopk:
+            return dictionaries.BatchTopK(width=width, k=round(k))
+        case Kind.matryoshka:
+            return dictionaries.Matryoshka(width=width, k=round(k))
+        case Kind.jumprelu:
+            return dictionaries.JumpReLU(width=width, l0=k)
+        case Kind.relu:
+            return dictionaries.ReLU(width=width)
+
+
+def name_of(site: str) -> str:
+    """The folder of a site's dictionary: "mlp_in.2 -> mlp_out.2" is mlp_in.2-mlp_out.2."""
+    return "-".join(part.strip() for part in site.split("->"))
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -27,8 +27,6 @@ from mechscope.vocabulary.errors import (
     DictionaryError,
     DictionaryMismatch,
     NonFiniteActivations,
-    PointUnavailable,
-    UnknownSite,
 )
 from mechscope.vocabulary.sites import Site
 from small_models import model_of
@@ -212,14 +210,14 @@ def test_the_json_of_saebench_holds_the_same_numbers() -> None:
 
 
 def test_a_dictionary_of_another_width_is_refused_with_both_widths() -> None:
-    with pytest.raises(DictionaryMismatch, match="does not fit") as refusal:
+    with pytest.raises(DictionaryMismatch, match="does not belong") as refusal:
         evaluate(identity(16), model_of("llama"), texts(4))
-    assert "16" in refusal.value.got
+    assert "16" in refusal.value.because
     assert "32" in refusal.value.because
 
 
 def test_a_site_that_the_model_does_not_form_is_refused() -> None:
-    with pytest.raises((PointUnavailable, UnknownSite)):
+    with pytest.raises(DictionaryMismatch, match="does not belong"):
         evaluate(identity(32, "resid_post.9"), model_of("llama"), texts(4))
 
 

@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.fitting import refuse_unless_fits
 from mechscope.dictionaries.settings import Port
 from mechscope.models.inputs import Inputs, TokenBatch
 from mechscope.models.model import Model
-from mechscope.vocabulary.errors import DictionaryMismatch, NonFiniteActivations, NotEnoughEvidence
+from mechscope.vocabulary.errors import NonFiniteActivations, NotEnoughEvidence
 from mechscope.vocabulary.sites import Site
 
 
@@ -42,10 +43,10 @@ def fitted(dictionary: Dictionary, model: Model) -> Dictionary:
     """The dictionary with its ports shaped as the model's sites are.
 
     Raises:
-        PointUnavailable, UnknownSite: the model does not form a site.
-        DictionaryMismatch: another width.
+        DictionaryMismatch: the model does not form a site, or with another width; all problems at once.
     """
     settings = dictionary.settings
+    refuse_unless_fits(settings, model)
     sides = {
         side: tuple(_fitted_port(port, model) for port in getattr(settings, side))
         for side in ("reads", "writes")
@@ -57,15 +58,7 @@ def _fitted_port(port: Port, model: Model) -> Port:
     site = model.binding.site(port.site)
     sizes = [model.sizes.get(axis) for axis in site.row.axes[2:]]
     shape = tuple(size for size in sizes if size is not None)
-    found = replace(port, shape=shape) if len(shape) == len(sizes) else port
-    if found.width != port.width:
-        raise DictionaryMismatch(
-            f"The dictionary does not fit {site} of {model.identity.name}.",
-            got=f"width {port.width}",
-            because=f"{site} carries {' x '.join(map(str, shape))} numbers there",
-            instead="the model that the dictionary was trained on",
-        )
-    return found
+    return replace(port, site=site, shape=shape) if len(shape) == len(sizes) else port
 
 
 def batches(model: Model, text: Inputs, *, batch_size: int) -> list[TokenBatch]:

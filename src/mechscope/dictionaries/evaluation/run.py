@@ -36,8 +36,7 @@ def evaluate(
         `losses` ce, kl and what is recovered of them.
 
     Raises:
-        DictionaryMismatch: another width than the model's.
-        PointUnavailable: the model does not form a site.
+        DictionaryMismatch: sites that the model does not form, or with another width.
         NonFiniteActivations: NaN or infinite activations.
 
     Cost: one forward pass to the last site, and three whole ones with `losses`.

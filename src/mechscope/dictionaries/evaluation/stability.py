@@ -1,0 +1,122 @@
+"""Seed stability: which latents of one training recur in another, matched one to one (Hungarian) by decoder cosine.
+
+A match means something only beside what random directions of the same number and width give, which is measured with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.evaluation.estimates import Estimate, spread_of
+from mechscope.records.seeds import seed_for
+from mechscope.vocabulary.errors import DictionaryMismatch, NotEnoughEvidence
+
+MOST_LATENTS = 16_384
+"""Beyond this a one-to-one matching takes hours; a subset is asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Matching:
+    """Two dictionaries' latents, one to one.
+
+    Args:
+        partners: For each latent of the first, its partner in the second; -1 if there are too few.
+        cosines: Of each pair; 0 without a partner.
+        chance: Mean cosine that random directions of the same shape are matched with.
+    """
+
+    partners: Int[np.ndarray, " latent"]
+    cosines: Float[np.ndarray, " latent"]
+    chance: float
+
+    @property
+    def mean_cosine(self) -> float:
+        """Over all latents of the first."""
+        return float(self.cosines.mean())
+
+    def share_above(self, cosine: float = 0.7) -> float:
+        """Fraction of the first's latents whose partner points at least that much the same way."""
+        return float((self.cosines >= cosine).mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """Matchings of all pairs of seeds.
+
+    Args:
+        matchings: By pair of indices.
+        mean_cosine: Over pairs.
+        share_matched: Fraction matched at cosine 0.7 and more, over pairs.
+    """
+
+    matchings: dict[tuple[int, int], Matching]
+    mean_cosine: Estimate
+    share_matched: Estimate
+
+
+def match_latents(first: Dictionary, second: Dictionary, *, seed: int = 0) -> Matching:
+    """Match latents of two dictionaries by what they write.
+
+    Raises:
+        DictionaryMismatch: they write to different widths, or have too many latents to match.
+
+    Cost: the assignment grows with the cube of the number of latents.
+    """
+    rows = [one.decoder_rows() for one in (first, second)]
+    if rows[0].shape[1] != rows[1].shape[1]:
+        raise DictionaryMismatch(
+            "The two dictionaries write to different widths.",
+            got=f"{rows[0].shape[1]} and {rows[1].shape[1]}",
+            instead="dictionaries of the same sites of the same model",
+        )
+    if max(len(one) for one in rows) > MOST_LATENTS:
+        raise DictionaryMismatch(
+            "There are too many latents for a one-to-one matching.",
+            got=f"{len(rows[0])} and {len(rows[1])}",
+            because=f"its cost grows with the cube; {MOST_LATENTS} are allowed",
+            instead="feature_tree, which takes each latent's nearest",
+        )
+    partners, cosines = matched(unit_rows(rows[0]) @ unit_rows(rows[1]).T)
+    generator = torch.Generator().manual_seed(seed_for(seed, "matching", "chance"))
+    drawn = [torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in rows]
+    chance = float(matched(unit_rows(drawn[0]) @ unit_rows(drawn[1]).T)[1].mean())
+    return Matching(partners, cosines, chance)
+
+
+def seed_stability(dictionaries: Sequence[Dictionary], *, seed: int = 0) -> Stability:
+    """Match every pair of trainings that differ in their seed.
+
+    Raises:
+        NotEnoughEvidence: fewer than two.
+    """
+    if len(dictionaries) < 2:
+        raise NotEnoughEvidence("Stability needs at least two seeds.", got=len(dictionaries))
+    pairs = [(i, j) for i in range(len(dictionaries)) for j in range(i + 1, len(dictionaries))]
+    matchings = {(i, j): match_latents(dictionaries[i], dictionaries[j], seed=seed) for i, j in pairs}
+    figures = (
+        [one.mean_cosine for one in matchings.values()],
+        [one.share_above() for one in matchings.values()],
+    )
+    mean, share = (spread_of(one) if len(one) > 1 else Estimate(one[0], -np.inf, np.inf) for one in figures)
+    return Stability(matchings, mean, share)
+
+
+def matched(cosines: Float[Tensor, "first second"]) -> tuple[np.ndarray, np.ndarray]:
+    """Partner and cosine of each row under the one-to-one matching of largest total cosine."""
+    table = cosines.to("cpu", torch.float64).numpy()
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    partners, found = np.full(len(table), -1), np.zeros(len(table))
+    partners[rows], found[rows] = columns, table[rows, columns]
+    return partners, found
+
+
+def unit_rows(rows: Float[Tensor, "latent d"]) -> Float[Tensor, "latent d"]:
+    """Rows of norm one in double precision; zeros stay zero."""
+    wide = rows.detach().to("cpu", torch.float64)
+    return wide / wide.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)

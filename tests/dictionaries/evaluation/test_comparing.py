@@ -1,0 +1,98 @@
+"""Seed stability and feature splitting: what was permuted is found, what was split hangs together."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.evaluation.splitting import feature_tree
+from mechscope.dictionaries.evaluation.stability import match_latents, seed_stability
+from mechscope.dictionaries.settings import Gate, sae_settings
+from mechscope.vocabulary.errors import DictionaryMismatch, NotEnoughEvidence
+
+D, F = 24, 30
+
+
+def with_rows(rows: Tensor) -> Dictionary:
+    n, d = rows.shape
+    settings = sae_settings("resid_post.1", width=d, n_latents=n, gate=Gate(rule="relu"))
+    tensors = {
+        "W_enc": rows.T.clone(),
+        "b_enc": torch.zeros(n).to(rows),
+        "W_dec": rows,
+        "b_dec": torch.zeros(d).to(rows),
+    }
+    return Dictionary(settings, tensors)
+
+
+def random_rows(n: int = F, seed: int = 0) -> Tensor:
+    return torch.randn(n, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_a_permuted_and_scaled_copy_is_matched_to_itself() -> None:
+    rows = random_rows()
+    order = torch.randperm(F, generator=torch.Generator().manual_seed(2))
+    found = match_latents(with_rows(rows), with_rows(3 * rows[order]))
+    assert np.array_equal(order.numpy()[found.partners], np.arange(F))
+    assert found.mean_cosine == pytest.approx(1)
+    assert found.share_above() == 1
+
+
+def test_unrelated_dictionaries_match_no_better_than_chance() -> None:
+    found = match_latents(with_rows(random_rows()), with_rows(random_rows(seed=1)))
+    assert found.share_above() < 0.1
+    assert found.mean_cosine == pytest.approx(found.chance, abs=0.08)
+
+
+def test_the_matching_is_one_to_one_where_the_nearest_is_not() -> None:
+    rows = random_rows()
+    rows[1] = rows[0] + 0.01 * rows[2]
+    found = match_latents(with_rows(rows), with_rows(random_rows()))
+    partners = found.partners[found.partners >= 0]
+    assert len(set(partners.tolist())) == len(partners)
+
+
+def test_latents_without_a_partner_count_as_unmatched() -> None:
+    rows = random_rows()
+    found = match_latents(with_rows(rows), with_rows(rows[:20]))
+    assert (found.partners == -1).sum() == 10
+    assert found.share_above() == pytest.approx(20 / 30)
+
+
+def test_stability_over_seeds_has_a_spread() -> None:
+    rows = random_rows()
+    noisy = [with_rows(rows + 0.3 * random_rows(seed=seed)) for seed in (5, 6, 7)]
+    found = seed_stability(noisy)
+    assert len(found.matchings) == 3
+    assert found.mean_cosine.low < found.mean_cosine.value < found.mean_cosine.high
+    assert found.share_matched.value > 0.9
+    with pytest.raises(NotEnoughEvidence):
+        seed_stability(noisy[:1])
+
+
+def test_dictionaries_of_other_widths_are_refused() -> None:
+    with pytest.raises(DictionaryMismatch, match="different widths"):
+        match_latents(with_rows(random_rows()), with_rows(torch.randn(F, D + 1, dtype=torch.float64)))
+
+
+def test_split_kept_lost_and_new_latents_are_told_apart() -> None:
+    narrow = random_rows(6)
+    new = random_rows(2, seed=9)
+    small = 0.2 * random_rows(3, seed=4)
+    wide = torch.cat([narrow[0] + small, narrow[1:5], new])  # 0 splits into three, 5 is lost, two are new
+    tree = feature_tree([with_rows(wide), with_rows(narrow)], least_cosine=0.8)
+    assert tree.widths == (6, 9)
+    assert tree.children(0, 0) == [0, 1, 2]
+    assert tree.n_children(0).tolist() == [3, 1, 1, 1, 1, 0]
+    assert tree.parents[0].tolist() == [0, 0, 0, 1, 2, 3, 4, -1, -1]
+    shares = tree.shares(0)
+    assert shares["split"] == pytest.approx(1 / 6)
+    assert shares["lost"] == pytest.approx(1 / 6)
+    assert shares["new"] == pytest.approx(2 / 9)
+
+
+def test_random_dictionaries_have_no_tree() -> None:
+    tree = feature_tree([with_rows(random_rows(10)), with_rows(random_rows(40, seed=3))], least_cosine=0.0)
+    assert tree.shares(0)["new"] > 0.9
+    assert tree.chance[0] > 0.3

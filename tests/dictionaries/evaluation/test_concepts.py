@@ -1,0 +1,186 @@
+"""Probing and absorption on planted concepts: what is there is found, what is not is not, and the twin shows it."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from family_cases import opened
+from mechscope.dictionaries.codes import SparseCodes
+from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.evaluation.absorption import absorption, first_letter_absorption, first_letters
+from mechscope.dictionaries.evaluation.probing import auroc, sparse_probing
+from mechscope.dictionaries.settings import Gate, Port, Settings, sae_settings
+from mechscope.vocabulary.errors import DictionaryMismatch, MissingTokenizer, NotEnoughEvidence
+from mechscope.vocabulary.sites import Site
+
+N, D = 3000, 12
+EYE = torch.eye(D, dtype=torch.float64)
+PARENT, CHILD = EYE[0], EYE[1]
+
+
+def world(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations with a parent concept, a child that implies it, and other features; parent and child labels."""
+    generator = torch.Generator().manual_seed(seed)
+    chance = torch.rand(N, generator=generator)
+    parent, child = chance < 0.5, chance < 0.015  # three in a hundred of the parent
+    others = torch.rand(N, D - 2, generator=generator, dtype=torch.float64)
+    others = others * (torch.rand(N, D - 2, generator=generator) < 0.2)
+    values = parent[:, None] * PARENT + child[:, None] * CHILD
+    values[:, 2:] = values[:, 2:] + others
+    noise = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    return values + 0.01 * noise, parent, child
+
+
+def sae(encoder: Tensor, decoder: Tensor, bias: float = -0.2) -> Dictionary:
+    """Encoder and decoder by rows."""
+    n = len(encoder)
+    settings = sae_settings("resid_post.1", width=D, n_latents=n, gate=Gate(rule="relu"))
+    tensors = {"W_enc": encoder.T.clone(), "b_enc": torch.full((n,), bias).double(), "W_dec": decoder}
+    return Dictionary(settings, tensors | {"b_dec": torch.zeros(D).double()})
+
+
+def absorbing() -> Dictionary:
+    """The child's latent writes parent and child; the parent's latent is silent where the child is."""
+    encoder, decoder = EYE.clone(), EYE.clone()
+    encoder[0] = PARENT - 2 * CHILD
+    decoder[1] = PARENT + CHILD
+    return sae(encoder, decoder)
+
+
+def faithful() -> Dictionary:
+    return sae(EYE, EYE)
+
+
+def test_a_concept_with_a_latent_is_found_by_one_and_not_in_shuffled_labels() -> None:
+    values, parent, _ = world()
+    found = sparse_probing(faithful().encode(values), parent, values=values)
+    assert found.auroc[1].value > 0.98
+    assert found.latents[1] == (0,)
+    assert found.auroc[1].low <= found.auroc[1].value <= found.auroc[1].high
+    assert found.dense is not None
+    assert found.dense.value > 0.98
+    assert abs(found.shuffled.value - 0.5) < 0.15
+
+
+def test_a_concept_that_is_not_there_is_not_found() -> None:
+    values, parent, _ = world()
+    absent = parent[torch.randperm(N, generator=torch.Generator().manual_seed(3))]
+    found = sparse_probing(SparseCodes.of(faithful().encode(values)), absent)
+    assert all(abs(one.value - 0.5) < 0.15 for one in found.auroc.values())
+
+
+def test_two_latents_say_what_one_cannot() -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.rand(N, 2, generator=generator) < 0.3
+    found = sparse_probing(parts.double(), parts.any(1), k=(1, 2))
+    assert found.auroc[2].value == pytest.approx(1)
+    assert found.auroc[1].value < 0.9
+
+
+def test_probes_divide_by_prompt_and_refuse_few_examples() -> None:
+    values, parent, _ = world()
+    units = torch.arange(N) // 6
+    assert sparse_probing(values, parent, units=units, k=(1,)).auroc[1].value > 0.95
+    rare = torch.zeros(N, dtype=torch.bool)
+    rare[:8] = True
+    with pytest.raises(NotEnoughEvidence, match="too few examples"):
+        sparse_probing(values, rare)
+
+
+def test_the_area_counts_ties_half() -> None:
+    score, truth = np.array([1.0, 1.0, 2.0, 0.0]), np.array([True, False, True, False])
+    pairs = [(score[i] > score[j]) + 0.5 * (score[i] == score[j]) for i in (0, 2) for j in (1, 3)]
+    assert auroc(score, truth) == pytest.approx(np.mean(pairs))
+
+
+def test_absorption_is_found_where_a_child_has_taken_the_parent_in() -> None:
+    values, parent, child = world()
+    found = absorption(absorbing(), values, parent)
+    share = float(child[parent].double().mean())
+    assert found.main == (0,)
+    assert found.absorbed.value == pytest.approx(share, abs=0.02)
+    assert set(found.absorbers) == {1}
+    assert found.absorbed.low <= found.absorbed.value <= found.absorbed.high
+
+
+def test_its_twin_without_absorption_shows_none() -> None:
+    values, parent, _ = world()
+    found = absorption(faithful(), values, parent)
+    assert found.main == (0,)
+    assert found.absorbed.value == 0
+    assert found.missed.value < 0.05
+
+
+def test_a_latent_that_is_silent_without_an_absorber_is_missed_not_absorbed() -> None:
+    values, parent, child = world()
+    encoder, decoder = EYE.clone(), EYE.clone()
+    encoder[0], encoder[1] = PARENT - 2 * CHILD, 0
+    found = absorption(sae(encoder, decoder), values, parent)
+    assert found.missed.value == pytest.approx(float(child[parent].double().mean()), abs=0.02)
+    assert found.absorbed.value == 0
+
+
+def test_a_concept_split_over_two_latents_has_two_main_ones() -> None:
+    values, parent, _ = world()
+    kind = torch.arange(N) % 2 == 0
+    values = values.clone()
+    values[parent & kind, 1] = (
+        1  # half of the concept's tokens carry a second feature, and its latent takes them
+    )
+    encoder, decoder = EYE.clone(), EYE.clone()
+    encoder[0] = PARENT - 2 * CHILD
+    found = absorption(sae(encoder, decoder), values, parent)
+    assert set(found.main) == {0, 1}
+    assert found.absorbed.value == 0
+
+
+def test_a_concept_that_activations_do_not_show_is_refused() -> None:
+    values, parent, _ = world()
+    absent = parent[torch.randperm(N, generator=torch.Generator().manual_seed(3))]
+    with pytest.raises(NotEnoughEvidence, match="do not show"):
+        absorption(faithful(), values, absent)
+
+
+def test_a_transcoder_is_refused() -> None:
+    one = faithful()
+    ports = [Port(site=Site(point, 1), shape=(D,)) for point in ("mlp_in", "mlp_out")]
+    settings = Settings(reads=(ports[0],), writes=(ports[1],), n_latents=D, gate=Gate(rule="relu"))
+    values, parent, _ = world()
+    with pytest.raises(DictionaryMismatch, match="SAEs"):
+        absorption(Dictionary(settings, one.tensors), values, parent)
+
+
+class Letters:
+    """A tokenizer whose token n is a word that begins with letter n mod 4, some after a space; 36 is a comma."""
+
+    all_special_ids = ()
+    pad_token_id = None
+
+    def decode(self, ids: list[int]) -> str:
+        return "," if ids[0] == 36 else " "[: ids[0] % 2] + "AbCd"[ids[0] % 4] + "xyz"
+
+
+def test_first_letters_of_any_tokenizer() -> None:
+    model = opened("llama")
+    with pytest.raises(MissingTokenizer):
+        first_letters(model, torch.tensor([1]))
+    keeper, model.tokenizer = model.tokenizer, Letters()
+    try:
+        assert first_letters(model, torch.tensor([0, 1, 2, 3, 36])) == ["a", "b", "c", "d", ""]
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(0, 37, (40, 10), generator=generator)
+        width = model.d_model
+        eye = torch.eye(width, dtype=torch.float64)
+        tensors = {
+            "W_enc": eye,
+            "b_enc": torch.zeros(width).double(),
+            "W_dec": eye,
+            "b_dec": torch.zeros(width).double(),
+        }
+        settings = sae_settings("embed", width=width, n_latents=width, gate=Gate(rule="relu"))
+        found = first_letter_absorption(Dictionary(settings, tensors), model, ids)
+    finally:
+        model.tokenizer = keeper
+    assert set(found) <= set("abcd")
+    assert all(0 <= one.absorbed.value <= 1 and one.probe_auroc >= 0.8 for one in found.values())

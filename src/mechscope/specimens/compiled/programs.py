@@ -6,6 +6,7 @@ that fills a sequence up; `reverse` and `length` mean the letters only, the othe
 
 import operator
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from random import Random
 
 from mechscope.specimens.compiled.rasp import (
@@ -35,7 +36,7 @@ def _letters_after_blanks(random: Random) -> Sequence[str]:
     return [BLANK] * (6 - n) + random.choices(LETTERS, k=n)
 
 
-def _count(number: int) -> int:
+def _count(number: int | Fraction) -> int:
     return number
 
 
@@ -136,7 +137,7 @@ def _balance(opening: str, closing: str, name: str) -> Series:
     return mean(everything, step, name=f"balance_{name}")
 
 
-def _sign(number: int) -> int:
+def _sign(number: int | Fraction) -> int:
     return (number > 0) - (number < 0)
 
 

@@ -6,6 +6,7 @@ tests; here the edges of the embedding are compared with its gradient before any
 """
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Attribution:
         )
         unpadded = torch.zeros(N_PROMPTS, dtype=torch.long)
         self.clean, self.corrupt = clean, corrupt
-        self.pairs = SimpleNamespace(
+        self.pairs: Any = SimpleNamespace(
             clean=TokenBatch(clean, unpadded), corrupt=TokenBatch(corrupt, unpadded), metric=metric
         )
         self.settings = EdgeSettings(steps=n_steps)

@@ -110,9 +110,8 @@ def gradients_at(
     n_seen = 1
 
     def gradient(layer: int, which: str, head: int = 0) -> Tensor:
-        grad = arithmetic.changes[layer, which, head].grad
-        assert grad is not None
-        return grad
+        change = arithmetic.changes[layer, which, head]
+        return torch.zeros_like(change) if change.grad is None else change.grad  # behind a value written over
 
     for layer in range(arithmetic.n_layers):
         for which, n in (

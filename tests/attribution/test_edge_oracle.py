@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from arithmetic_forward import in_double
+from attribution.precision import double
 from attribution.split_inputs import SplitInputs, changes_of, edge_scores, gradients_at
 from family_cases import FAMILIES, opened
 from mechscope.attribution.edges import attribute_edges
@@ -50,7 +50,7 @@ class Defined:
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in OUT_OF_REACH])
 def test_scores_equal_gradients_at_split_inputs(name: str) -> None:
-    with in_double():
+    with double(name):
         defined = Defined(name)
         found = attribute_edges(opened(name), defined.pairs, method="eap", direction="noising")
         wanted = edge_scores(defined.noising, defined.gradients(defined.pairs.clean))
@@ -61,7 +61,7 @@ def test_scores_equal_gradients_at_split_inputs(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "gemma2"])
 def test_denoising_takes_the_gradient_in_the_corrupt_run(name: str) -> None:
-    with in_double():
+    with double(name):
         defined = Defined(name)
         found = attribute_edges(opened(name), defined.pairs, direction="denoising").pairs
         wanted = edge_scores(-defined.noising, defined.gradients(defined.pairs.corrupt))
@@ -70,9 +70,11 @@ def test_denoising_takes_the_gradient_in_the_corrupt_run(name: str) -> None:
     assert float((wanted - other).abs().max()) > 1e-3  # the twin: the other run's gradient is something else
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma2", "gpt_neox"))]
+)
 def test_steps_along_the_inputs_are_those_gradients_averaged(name: str) -> None:
-    with in_double():
+    with double(name):
         defined = Defined(name)
         found = attribute_edges(opened(name), defined.pairs, method="eap-ig", settings=EdgeSettings(steps=3))
         runs = [
@@ -93,7 +95,7 @@ def test_steps_along_the_inputs_are_those_gradients_averaged(name: str) -> None:
 
 
 def test_both_ends_are_averaged() -> None:
-    with in_double():
+    with double("llama"):
         defined = Defined("llama")
         found = attribute_edges(opened("llama"), defined.pairs, method="eap-clean-corrupted").pairs
         runs = [defined.gradients(batch) for batch in (defined.pairs.clean, defined.pairs.corrupt)]
@@ -101,9 +103,11 @@ def test_both_ends_are_averaged() -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=CLOSE)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "native_attention_only"])
+@pytest.mark.parametrize(
+    "name", ["native_attention_only", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "gemma2"))]
+)
 def test_steps_along_activations_go_to_the_edges_of_their_own_writer(name: str) -> None:
-    with in_double():
+    with double(name):
         defined = Defined(name)
         found = attribute_edges(
             opened(name), defined.pairs, method="eap-ig-activations", settings=EdgeSettings(steps=2)

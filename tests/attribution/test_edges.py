@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from arithmetic_forward import in_double
+from attribution.precision import double
 from family_cases import opened
 from mechscope.attribution.edge_scores import EdgeScores
 from mechscope.attribution.edges import METHODS, attribute_edges
@@ -73,10 +73,13 @@ def _shuffled(hf: torch.nn.Module) -> torch.nn.Module:
     return twin
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "native_parallel"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gpt2", "gemma2", "native_parallel"))],
+)
 def test_scores_are_the_gradient_of_edge_weights(name: str) -> None:
     pairs = random_pairs(opened(name), lengths=(7, 5), differ_at=(1, 3))
-    with in_double():
+    with double(name):
         found = attribute_edges(opened(name), pairs, direction="noising")
         runs = EdgeRuns(
             opened(name), pairs.clean, metric=pairs.metric, ablation=Resampled(prompts=pairs.corrupt)
@@ -91,7 +94,7 @@ def test_scores_are_the_gradient_of_edge_weights(name: str) -> None:
 def test_a_linear_path_is_predicted_exactly_and_a_softmax_is_not() -> None:
     name = "native_attention_only"  # no norms: what reaches the logits is a sum
     pairs = random_pairs(opened(name), lengths=(7, 7), differ_at=(1, 3))
-    with in_double():
+    with double(name):
         found = attribute_edges(opened(name), pairs, direction="noising")
         runs = EdgeRuns(
             opened(name), pairs.clean, metric=pairs.metric, ablation=Resampled(prompts=pairs.corrupt)
@@ -126,6 +129,7 @@ def test_places_add_up_to_all_positions_and_can_be_named() -> None:
     assert not bool(each.by_place[0].any())  # the twins agree up to position 1
 
 
+@pytest.mark.slow
 def test_padding_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = random_pairs(opened("gemma2"), lengths=(8, 5, 6), differ_at=(1, 3))
     whole = attribute_edges(opened("gemma2"), pairs, method="eap-ig", settings=EdgeSettings(steps=3))
@@ -196,8 +200,6 @@ def test_what_cannot_be_answered_is_refused() -> None:
         attribute_edges(opened("gpt2"), pairs)
     with pytest.raises(InterventionMismatch, match="method of edge attribution"):
         attribute_edges(specimen(), pairs, method="acdc")
-    with pytest.raises(InterventionMismatch, match="direction"):
-        attribute_edges(specimen(), pairs, direction="both")  # type: ignore[arg-type]
     with pytest.raises(InterventionMismatch, match="steps and a rule"):
         attribute_edges(specimen(), pairs, method="eap-ig", settings=EdgeSettings(steps=0))
     found = attribute_edges(specimen(), pairs)

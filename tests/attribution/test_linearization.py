@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from arithmetic_forward import Arithmetic, in_double
+from arithmetic_forward import Arithmetic
+from attribution.precision import double
 from family_cases import opened, rows
 from mechscope.attribution.linearization import Linearization, attribution_graph, plain, relp
 from mechscope.attribution.passes import Request, run_backward
@@ -88,7 +89,7 @@ def gradient_by_hand(name: str, linearization: Linearization) -> Tensor:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neox", "native_parallel"])
 @pytest.mark.parametrize("which", SETTINGS)
 def test_gradients_are_those_of_the_model_with_the_held_parts_detached(name: str, which: str) -> None:
-    with in_double():
+    with double(name):
         request = Request(at=(EMBEDDED,), linearization=SETTINGS[which])
         found = run_backward(opened(name), rows(), METRIC, request)
         wanted = gradient_by_hand(name, SETTINGS[which])
@@ -96,7 +97,7 @@ def test_gradients_are_those_of_the_model_with_the_held_parts_detached(name: str
 
 
 def test_each_setting_gives_another_gradient() -> None:
-    with in_double():
+    with double("llama"):
         found = [
             run_backward(opened("llama"), rows(), METRIC, Request(at=(EMBEDDED,), linearization=setting))
             for setting in SETTINGS.values()

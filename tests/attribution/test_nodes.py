@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from arithmetic_forward import in_double
+from attribution.precision import double
 from family_cases import opened
 from mechscope.attribution.node_scores import NodeScores
 from mechscope.attribution.nodes import attribute
@@ -39,7 +39,7 @@ def test_scores_are_differences_times_gradients(site: str, direction: str) -> No
         (pairs.corrupt, pairs.clean) if direction == "noising" else (pairs.clean, pairs.corrupt)
     )
     answers, wrong = pairs.metric.answers, pairs.metric.wrong  # type: ignore[union-attr]
-    with in_double():
+    with double(name):
         found = attribute(model, pairs, site=site, direction=direction, positions="all")  # type: ignore[arg-type]
         gradients = model.gradients(
             recipient,
@@ -58,7 +58,7 @@ def test_scores_are_differences_times_gradients(site: str, direction: str) -> No
 
 @pytest.mark.parametrize("method", ["attribution", "ig"])
 def test_where_the_rest_is_linear_scores_are_real_patches(method: str) -> None:
-    with in_double():
+    with double(LINEAR):
         predicted = attribute(
             opened(LINEAR), pairs_of(LINEAR), site="z.2", method=method, direction="noising"
         )
@@ -72,7 +72,7 @@ def test_where_the_rest_is_linear_scores_are_real_patches(method: str) -> None:
 def test_a_recomputed_softmax_makes_query_and_key_patches_exact(site: str, positions: str) -> None:
     settings = NodeSettings(n_verified=2, n_subsets=0)
     said = {"site": site, "direction": "noising", "positions": positions}
-    with in_double():
+    with double(LINEAR):
         fixed = attribute(opened(LINEAR), pairs_of(LINEAR), method="atp*", settings=settings, **said)  # type: ignore[arg-type]
         plain = attribute(opened(LINEAR), pairs_of(LINEAR), **said)  # type: ignore[arg-type]
         grid = patch_grid(opened(LINEAR), pairs_of(LINEAR), **said)  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_a_recomputed_softmax_makes_query_and_key_patches_exact(site: str, posit
 
 def test_a_softmax_with_shared_keys_windows_and_a_soft_cap_is_recomputed_too() -> None:
     settings = NodeSettings(n_verified=0, n_subsets=0)
-    with in_double():
+    with double("gemma2"):
         pairs = random_pairs(opened("gemma2"), lengths=(8, 6), differ_at=(1, 3))
         single = attribute(
             opened("gemma2"), pairs, site="k", method="atp*", positions="from-end", settings=settings
@@ -107,7 +107,7 @@ def test_a_softmax_with_shared_keys_windows_and_a_soft_cap_is_recomputed_too() -
 
 def test_integrated_gradients_add_up_to_the_patch_of_the_whole_layer() -> None:
     name = "llama"
-    with in_double():
+    with double(name):
         pairs = pairs_of(name)
         errors: dict[int, float] = {}
         for steps in (4, 64):
@@ -198,7 +198,8 @@ def test_what_cannot_be_answered_is_refused() -> None:
 def test_the_model_is_left_as_it_was() -> None:
     model, pairs = opened("gpt2"), pairs_of("gpt2")
     before = model.logits(pairs.clean)
+    own = [module.__dict__.get("forward") for module in model.hf.modules()]
     attribute(model, pairs, method="relp")
     assert torch.equal(model.logits(pairs.clean), before)
-    assert all("forward" not in module.__dict__ for module in model.hf.modules())
+    assert [module.__dict__.get("forward") for module in model.hf.modules()] == own
     assert all(weight.grad is None for weight in model.hf.parameters())

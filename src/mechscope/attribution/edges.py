@@ -4,7 +4,7 @@ Owns: which runs each method takes. Refuses families whose attention is out of r
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -221,8 +221,7 @@ class _Scoring:
         yield from zip(places.split(n), weights.split(n), strict=True)
 
     def _backward(self, batch: Any, request: Request) -> Pass:
-        said = {name: getattr(request, name) for name in ("values", "writers", "start", "n_copies")}
-        request = Request(**said, at=request.at or self.at, linearization=self.settings.linearization)
+        request = replace(request, at=request.at or self.at, linearization=self.settings.linearization)
         found = run_backward(self.model, batch, self.block.metric, request)
         self.passes.append(Pass({}, {}, found.final, found.columns, found.measured, {}))
         return found

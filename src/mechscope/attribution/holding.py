@@ -4,7 +4,7 @@ Every rule leaves the forward value as it is and replaces what gradients see of 
 family does not form.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ Writer = Callable[[Tensor], Tensor]
 
 
 @contextmanager
-def holding(model: Model, linearization: Linearization) -> Iterator[dict[Site, Writer]]:
+def holding(model: Model, linearization: Linearization) -> Generator[dict[Site, Writer], None, None]:
     """Hold norm denominators for the duration of a block; gives the writers that hold the rest.
 
     Raises:

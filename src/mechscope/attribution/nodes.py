@@ -5,7 +5,7 @@ held against its effects one by one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -209,10 +209,8 @@ class _Scoring:
         return zip(places.split(n), weights.split(n), strict=True)
 
     def _backward(self, request: Request, *, may_be_flat: bool = False) -> Pass:
-        said = {name: getattr(request, name) for name in vars(request)} | {
-            "linearization": self.linearization
-        }
-        found = run_backward(self.model, self.recipient, self.block.metric, Request(**said))
+        request = replace(request, linearization=self.linearization)
+        found = run_backward(self.model, self.recipient, self.block.metric, request)
         if not may_be_flat:
             refuse_flat_metric(self.block.metric, [found])
         return found

@@ -176,7 +176,7 @@ def _absorbers(
     needed: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether main latents are silent at each token, and which latent absorbed there (-1 for none)."""
-    silent = ~(codes[:, list(main)] > 0).any(1)
+    silent = np.asarray(~(codes[:, list(main)] > 0).any(axis=1))
     along = rows @ direction
     cosines = along / np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
     written = codes * along

@@ -15,7 +15,20 @@ from torch import Tensor
 from mechscope.dictionaries.codes import SparseCodes
 from mechscope.dictionaries.evaluation.estimates import Estimate, Estimator
 
-COLUMNS = "n error l0 l1 about_pivot dot square_in square_out cosine norm_in norm_out norm_ratio".split()
+COLUMNS: tuple[str, ...] = (
+    "n",
+    "error",
+    "l0",
+    "l1",
+    "about_pivot",
+    "dot",
+    "square_in",
+    "square_out",
+    "cosine",
+    "norm_in",
+    "norm_out",
+    "norm_ratio",
+)
 """Per prompt: tokens, squared error, active latents, their sum, squared distance of the target from the pivot,
 target x output, squares, cosine, norms and their ratio."""
 

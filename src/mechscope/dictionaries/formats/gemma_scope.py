@@ -30,7 +30,7 @@ from mechscope.vocabulary.errors import BadFile, DictionaryError, UnknownGate
 from mechscope.vocabulary.sites import Site
 
 WEIGHTS_1, WEIGHTS_2, CONFIG = "params.npz", "params.safetensors", "config.json"
-_KEYS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+_KEYS: tuple[str, ...] = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 _SITES_1 = {"res": "resid_post", "mlp": "mlp_out", "att": "z"}
 _REPOSITORY = re.compile(r"gemma-scope-(?P<size>\w+)-(?P<tuning>pt|it)-(?P<site>res|mlp|att|transcoders)")
 

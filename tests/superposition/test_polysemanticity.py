@@ -73,10 +73,10 @@ def test_related_contexts_count_as_one() -> None:
 
 def test_latents_are_compared_with_neurons() -> None:
     mono, poly, contexts = planted_units()
-    difference, interval = compare_units(poly, mono, contexts)["contexts"]
+    difference, interval = compare_units(poly, mono, contexts=contexts)["contexts"]
     assert difference == pytest.approx(-2.0)
     assert interval.high < 0
-    same, between = compare_units(mono, mono, contexts)["selectivity"]
+    same, between = compare_units(mono, mono, contexts=contexts)["selectivity"]
     assert between.low <= same <= between.high
     assert between.low <= 0 <= between.high
 

@@ -22,7 +22,7 @@ def test_the_expected_loss_equals_a_long_average_over_samples() -> None:
     exact = expected_loss(
         make_patterns(3, n_nodes=12, most_on=3),
         weights,
-        biases,
+        biases=biases,
         densities=torch.tensor([p]),
         importance=importance,
     )
@@ -53,7 +53,7 @@ def test_closed_form_losses_equal_the_quadrature(name: str, weights: list[list[f
     exact = expected_loss(
         make_patterns(3, n_nodes=24, most_on=3),
         torch.tensor([weights]),
-        torch.zeros(1, 3),
+        biases=torch.zeros(1, 3),
         densities=p,
         importance=importance,
     )
@@ -66,7 +66,7 @@ def test_a_feature_left_out_costs_its_variance() -> None:
     exact = expected_loss(
         make_patterns(2, n_nodes=8, most_on=2),
         torch.tensor([[[1.0], [0.0]]]),
-        bias,
+        biases=bias,
         densities=p,
         importance=torch.tensor([[1.0, 2.0]]),
     )
@@ -83,7 +83,7 @@ def test_an_instance_trained_among_others_equals_itself_trained_alone() -> None:
         return expected_loss(
             patterns,
             weights[rows],
-            torch.zeros(len(rows), 2),
+            biases=torch.zeros(len(rows), 2),
             densities=p,
             importance=torch.ones(len(rows), 2),
         )

@@ -126,6 +126,7 @@ def draw_progress(found: list[Progress], settings: GrokkingSettings) -> Report:
 
 
 def main(
+    *,
     out: Annotated[Path, typer.Option(help="Folder; a run that was begun there goes on.")],
     modulus: Annotated[int, typer.Option(help="p, an odd number.")] = 113,
     steps: Annotated[int, typer.Option(help="Full-batch steps.")] = 25_000,

@@ -152,7 +152,7 @@ def measure_units(
     def settled(values: Tensor) -> np.ndarray:
         return np.where(dead, np.nan, values.double().numpy())
 
-    answered = responding(answers, sums, counts)
+    answered = responding(answers, sums, counts=counts)
     return UnitMeasures(
         kurtosis=settled(excess_kurtosis(activations)),
         selectivity=settled(selectivity(sums, counts)),
@@ -194,8 +194,8 @@ def top_context_count(
 def responding(
     answers: Float[Tensor, "token unit"],
     sums: Float[Tensor, "context unit"],
-    counts: Float[Tensor, " context"],
     *,
+    counts: Float[Tensor, " context"],
     level: float = 0.01,
     by: float = 1.5,
 ) -> Bool[Tensor, "context unit"]:
@@ -235,15 +235,15 @@ def rotate_units(
 def compare_units(
     first: Float[Tensor, "token unit"],
     second: Float[Tensor, "token latent"],
-    contexts: Int[Tensor, " token"],
     *,
+    contexts: Int[Tensor, " token"],
     related: Bool[Tensor, "context context"] | None = None,
     n_top: int = 50,
     seed: int = 0,
 ) -> dict[str, tuple[float, Interval]]:
     """Mean of the second's units minus mean of the first's, for each measure, with 95% intervals over units.
 
-    `compare_units(neurons, latents, contexts)["contexts"]` is negative where latents answer to fewer contexts.
+    `compare_units(neurons, latents, contexts=contexts)["contexts"]` is negative where latents answer to fewer contexts.
     """
     for activations in (first, second):
         _refuse_unless_labelled(activations, contexts)

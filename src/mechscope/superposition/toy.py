@@ -156,8 +156,8 @@ def make_patterns(n_features: int, *, n_nodes: int, most_on: int) -> Patterns:
 def expected_loss(
     patterns: Patterns,
     weights: Float[Tensor, "instance feature hidden"],
-    biases: Float[Tensor, "instance feature"],
     *,
+    biases: Float[Tensor, "instance feature"],
     densities: Float[Tensor, " instance"],
     importance: Float[Tensor, "instance feature"],
 ) -> Float[Tensor, " instance"]:
@@ -186,7 +186,7 @@ def train_on_patterns(
     weights, biases = new_parameters(len(p), n_features, n_hidden, generator=generator)
 
     def loss() -> Tensor:
-        return expected_loss(patterns, weights, biases, densities=p, importance=weighing)
+        return expected_loss(patterns, weights, biases=biases, densities=p, importance=weighing)
 
     # the loss vanishes with the density; without this Adam's epsilon would stop sparse instances
     descend(lambda: loss() / p, [weights, biases], n_steps=n_steps, learning_rate=0.05)

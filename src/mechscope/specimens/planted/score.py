@@ -132,7 +132,12 @@ def score_dictionary(
             firing_recall = float(detection.recall[seen_on].mean())
         if bool((truth.parents >= 0).any()):
             absorption = measure_absorption(
-                codes, features, matching, decoder=seen, directions=truth.directions, parents=truth.parents
+                codes,
+                features,
+                matching=matching,
+                decoder=seen,
+                directions=truth.directions,
+                parents=truth.parents,
             ).rate
     return PlantedScore(
         recovered=float(recovered.double().mean()),

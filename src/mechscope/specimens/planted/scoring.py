@@ -184,8 +184,8 @@ class Absorption:
 def measure_absorption(
     latents: Firings,
     features: Firings,
-    matching: Matching,
     *,
+    matching: Matching,
     decoder: Float[Tensor, "latent d_model"],
     directions: Float[Tensor, "feature d_model"],
     parents: Int[Tensor, " feature"],

@@ -15,9 +15,9 @@ from tiny_models import VOCABULARY
 
 
 @cache
-def pairs(n: int = 3, n_tokens: int = 6) -> Split:
+def pairs(n: int = 3, n_tokens: int = 6, seed: int = 5) -> Split:
     """Random pairs for a tiny model: the corrupt twin differs in two tokens."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     clean = torch.randint(0, VOCABULARY, (n, n_tokens), generator=generator)
     corrupt = clean.clone()
     corrupt[:, [1, 3]] = (corrupt[:, [1, 3]] + 7) % VOCABULARY

@@ -113,7 +113,7 @@ def test_learned_constants_lose_less_than_means_and_zeros():
     for name, conventions in {
         "zero": Conventions(ablation="zero"),
         "mean": Conventions(ablation="mean"),
-        "optimal": learn_constants(model, split, half, n_steps=25),
+        "optimal": learn_constants(model, split, circuit=half, n_steps=25),
     }.items():
         lost[name] = CircuitRuns(model, split, conventions, metric=kl).measure(half.kept[None]).mean()
     assert lost["optimal"] < 0.8 * lost["mean"] and lost["optimal"] < lost["zero"]

@@ -54,7 +54,7 @@ class Conventions:
             problems.append("denoising gives a circuit's edges the clean run's values, and no constants")
         if (self.ablation == "optimal") != (self.constants is not None):
             problems.append(
-                "optimal constants are learned first: ms.circuits.learn_constants(model, split, circuit)"
+                "optimal constants are learned first: ms.circuits.learn_constants(model, split, circuit=...)"
             )
         if problems:
             raise InterventionMismatch(

@@ -18,8 +18,8 @@ from mechscope.models.model import Model
 def learn_constants(
     model: Model,
     behavior: Behavior | Split,
-    circuit: Circuit,
     *,
+    circuit: Circuit,
     n_steps: int = 100,
     learning_rate: float = 0.02,
 ) -> Conventions:
@@ -51,8 +51,9 @@ def learn_constants(
         for _ in range(n_steps + 1):
             constants = start + size * moved
             loss = runs.measure_weighted(weights, constants=constants).mean()
-            if float(loss) < least:
-                best, least = constants.detach().clone(), float(loss)
+            lost = float(loss.detach())
+            if lost < least:
+                best, least = constants.detach().clone(), lost
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

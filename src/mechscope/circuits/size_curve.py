@@ -101,8 +101,8 @@ class SizeCurve:
 def size_curve(
     model: Model,
     circuit: Circuit,
-    split: Split,
     *,
+    split: Split,
     by: str = "signed",
     fractions: Sequence[float] = FRACTIONS,
     conventions: Conventions | None = None,

@@ -29,6 +29,8 @@ NEAR = 1e-6
 """Decisions this close to the threshold, as a share of the distance's range, are listed as near ties."""
 
 FEWEST, MOST = 4, 48
+TOKENS_A_BATCH = {"cpu": 1024, "cuda": 32768}
+"""Beyond so many tokens a larger batch is no faster by the token, and a wrong guess throws more of it away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +142,8 @@ class Search:
         self.runs = CircuitRuns(model, split, settings.conventions, metric=metric).runs
         self.wiring = self.runs.wiring
         self.order, self.reader_of, self.layer_of = edge_order(self.wiring)
-        self.batch = max(1, min(MOST, self.runs.batch_size))
+        fast = TOKENS_A_BATCH.get(model.device.type, 1024) // split.clean.ids.numel()
+        self.batch = max(1, min(MOST, self.runs.batch_size, max(FEWEST, fast)))
         with self.runs.open():
             ends = self.runs.measure([self.runs.every, self.runs.none]).numpy()
         self.model_values = ends[0]
@@ -208,7 +211,7 @@ class _Pass:
         self.increases = np.zeros(n)
         self.guess = np.ones(n, dtype=bool)  # True: removed
         self.distance = search.low
-        self.place, self.size, self.before = 0, 16, search.runs.n_walked
+        self.place, self.size, self.before = 0, min(16, search.batch), search.runs.n_walked
         self.state: list[State] | None = None
         self.layer = -1
         self._take_over(known)

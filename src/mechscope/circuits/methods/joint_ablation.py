@@ -38,9 +38,11 @@ class JointAblation:
     conventions: Conventions = field(default_factory=Conventions)
 
     def __post_init__(self) -> None:
-        if self.n_nodes < 1:
+        if self.n_rounds < 1 or not 0 < self.least < 1:
             raise ShapeError(
-                "A circuit has at least one node.", got=f"n_nodes={self.n_nodes}", instead="n_nodes=5"
+                "A search takes at least one round, and a share.",
+                got=f"n_rounds={self.n_rounds}, least={self.least}",
+                instead="n_rounds=10, least=0.02",
             )
 
 

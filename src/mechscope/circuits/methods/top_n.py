@@ -85,7 +85,7 @@ def _by_attribution(method: str) -> Callable[[Model, Split, TopN], Circuit]:
             importance[chosen] = patched_importance(model, split, chosen)
             numbers["n_verified"] = len(chosen)
         stated = {"method": method, "attribution": dict(scored.settings)}
-        return cut(model, split, importance, settings, stated, numbers)
+        return cut(model, split, importance=importance, settings=settings, stated=stated, numbers=numbers)
 
     find.__doc__ = f"The strongest edges by {method}."
     return find
@@ -100,7 +100,14 @@ def find_by_patching(model: Model, split: Split, settings: TopN) -> Circuit:
     """The edges whose removal alone changes the metric most, each really removed."""
     every = np.arange(Circuit.whole(model).wiring.n_edges)
     importance = patched_importance(model, split, every)
-    return cut(model, split, importance, settings, {"method": "edge-patching"}, {"n_verified": len(every)})
+    return cut(
+        model,
+        split,
+        importance=importance,
+        settings=settings,
+        stated={"method": "edge-patching"},
+        numbers={"n_verified": len(every)},
+    )
 
 
 def patched_importance(
@@ -133,6 +140,7 @@ def patched_importance(
 def cut(
     model: Model,
     split: Split,
+    *,
     importance: np.ndarray,
     settings: TopN,
     stated: dict[str, Any],

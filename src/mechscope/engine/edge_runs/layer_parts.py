@@ -203,7 +203,13 @@ class Attention:
             yield
 
     def mix(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, arguments: tuple[tuple[Any, ...], dict[str, Any]]
+        self,
+        layer: int,
+        *,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
     ) -> Tensor:
         """z of every head from the projections, [batch, pos, head, d_head] each.
 

@@ -152,7 +152,7 @@ class Walk:
         every = every.reshape(self.n * rows, columns, self.places.n_readers, -1)
         n, n_kv = self.places.wiring.n_heads, self.places.wiring.n_kv_heads
         q, k, v = every.split([n, n_kv, n_kv], dim=2)
-        z = self.block.attention.mix(layer, q, k, v, self.block.arguments(layer, self.n))
+        z = self.block.attention.mix(layer, q=q, k=k, v=v, arguments=self.block.arguments(layer, self.n))
         return z.reshape(self.n, rows * columns, n, -1)
 
     def _mlp(self, layer: int) -> None:

@@ -96,7 +96,7 @@ def test_the_area_counts_ties_half() -> None:
 
 def test_absorption_is_found_where_a_child_has_taken_the_parent_in() -> None:
     values, parent, child = world()
-    found = absorption(absorbing(), values, parent)
+    found = absorption(absorbing(), values, labels=parent)
     share = float(child[parent].double().mean())
     assert found.main == (0,)
     assert found.absorbed.value == pytest.approx(share, abs=0.02)
@@ -106,7 +106,7 @@ def test_absorption_is_found_where_a_child_has_taken_the_parent_in() -> None:
 
 def test_its_twin_without_absorption_shows_none() -> None:
     values, parent, _ = world()
-    found = absorption(faithful(), values, parent)
+    found = absorption(faithful(), values, labels=parent)
     assert found.main == (0,)
     assert found.absorbed.value == 0
     assert found.missed.value < 0.05
@@ -116,7 +116,7 @@ def test_a_latent_that_is_silent_without_an_absorber_is_missed_not_absorbed() ->
     values, parent, child = world()
     encoder, decoder = EYE.clone(), EYE.clone()
     encoder[0], encoder[1] = PARENT - 2 * CHILD, 0
-    found = absorption(sae(encoder, decoder), values, parent)
+    found = absorption(sae(encoder, decoder), values, labels=parent)
     assert found.missed.value == pytest.approx(float(child[parent].double().mean()), abs=0.02)
     assert found.absorbed.value == 0
 
@@ -130,7 +130,7 @@ def test_a_concept_split_over_two_latents_has_two_main_ones() -> None:
     )
     encoder, decoder = EYE.clone(), EYE.clone()
     encoder[0] = PARENT - 2 * CHILD
-    found = absorption(sae(encoder, decoder), values, parent)
+    found = absorption(sae(encoder, decoder), values, labels=parent)
     assert set(found.main) == {0, 1}
     assert found.absorbed.value == 0
 
@@ -139,7 +139,7 @@ def test_a_concept_that_activations_do_not_show_is_refused() -> None:
     values, parent, _ = world()
     absent = parent[torch.randperm(N, generator=torch.Generator().manual_seed(3))]
     with pytest.raises(NotEnoughEvidence, match="do not show"):
-        absorption(faithful(), values, absent)
+        absorption(faithful(), values, labels=absent)
 
 
 def test_a_transcoder_is_refused() -> None:
@@ -148,7 +148,7 @@ def test_a_transcoder_is_refused() -> None:
     settings = Settings(reads=(ports[0],), writes=(ports[1],), n_latents=D, gate=Gate(rule="relu"))
     values, parent, _ = world()
     with pytest.raises(DictionaryMismatch, match="SAEs"):
-        absorption(Dictionary(settings, one.tensors), values, parent)
+        absorption(Dictionary(settings, one.tensors), values, labels=parent)
 
 
 class Letters:

@@ -42,6 +42,7 @@ class AbsorptionSettings:
         least_share: ... and writes at least this fraction of what the activation has along it beyond tokens without
             the concept.
         least_auroc: Below it the probe does not find the concept, and there is nothing to absorb.
+        batch_size: Prompts at a time, where a text is read; changes no result.
         seed: Of the division into halves.
     """
 
@@ -49,6 +50,7 @@ class AbsorptionSettings:
     least_cosine: float = 0.025
     least_share: float = 0.4
     least_auroc: float = 0.8
+    batch_size: int = 8
     seed: int = 0
 
 
@@ -76,8 +78,8 @@ class Absorption:
 def absorption(
     dictionary: Dictionary,
     values: Float[Tensor, "token d"],
-    labels: Bool[Tensor, " token"],
     *,
+    labels: Bool[Tensor, " token"],
     units: Int[Tensor, " token"] | None = None,
     settings: AbsorptionSettings | None = None,
 ) -> Absorption:
@@ -211,7 +213,6 @@ def first_letter_absorption(
     text: Inputs,
     *,
     settings: AbsorptionSettings | None = None,
-    batch_size: int = 8,
 ) -> dict[str, Absorption]:
     """Absorption of "begins with this letter", for every letter that is frequent enough and that the model knows.
 
@@ -222,7 +223,13 @@ def first_letter_absorption(
     read: list[Tensor] = []
     ids: list[Tensor] = []
     units: list[Tensor] = []
-    for piece in pieces(dictionary, model, text, batch_size=batch_size, skips_special=skips):
+    for piece in pieces(
+        dictionary,
+        model,
+        text=text,
+        batch_size=(settings or AbsorptionSettings()).batch_size,
+        skips_special=skips,
+    ):
         read.append(piece.read)
         ids.append(piece.batch.ids[piece.counts])
         units.append(piece.units)
@@ -236,7 +243,7 @@ def first_letter_absorption(
             continue
         try:
             found[letter] = absorption(
-                dictionary, values[is_word], labels[is_word], units=owner[is_word], settings=settings
+                dictionary, values[is_word], labels=labels[is_word], units=owner[is_word], settings=settings
             )
         except NotEnoughEvidence:
             continue

@@ -113,7 +113,7 @@ def card(dictionary: Dictionary, model: Model, text: Inputs | None = None, *, ba
     d_out, n = dictionary.settings.d_out, dictionary.n_latents
     sums = {name: Sums.empty(n_units=len(whole), d_out=d_out, n_latents=n) for name in every}
     skips = dictionary.settings.source.skips_special
-    for piece in pieces(dictionary, model, whole, batch_size=batch_size, skips_special=skips):
+    for piece in pieces(dictionary, model, text=whole, batch_size=batch_size, skips_special=skips):
         for name, one in every.items():
             codes = one.encode_sparse(piece.read)
             output = one.decode(codes, piece.read).reshape(len(piece.read), -1)

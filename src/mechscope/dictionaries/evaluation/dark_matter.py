@@ -205,7 +205,7 @@ def _fitted_predictors(
     linear = Ridge(lambda values: values)
     predictor: Ridge | None = None
     skips = dictionary.settings.source.skips_special
-    for piece in pieces(dictionary, model, fitting, batch_size=settings.batch_size, skips_special=skips):
+    for piece in pieces(dictionary, model, text=fitting, batch_size=settings.batch_size, skips_special=skips):
         values = piece.read.to("cpu", torch.float64)
         if predictor is None:
             scale = float(values[piece.units == piece.units[0]].square().mean().sqrt()) or 1.0
@@ -245,7 +245,7 @@ def _scores(
         table = tables.setdefault(name, np.zeros((len(text), rows.shape[1])))
         np.add.at(table, units.numpy(), rows)
 
-    for piece in pieces(dictionary, model, text, batch_size=settings.batch_size, skips_special=skips):
+    for piece in pieces(dictionary, model, text=text, batch_size=settings.batch_size, skips_special=skips):
         written = piece.written.to("cpu", torch.float64)
         error = _error(dictionary, piece.read, piece.written)
         linear, predicted = (one(piece.read) for one in predictors)
@@ -284,7 +284,10 @@ def _costs(
     losses, first = Losses.empty(len(text), tuple(changes)), 0
     for batch in batches(model, text, batch_size=settings.batch_size):
         counts = counted(model, batch, skips_special=dictionary.settings.source.skips_special)
-        ways = {name: replacing(dictionary, model, batch, counts, change) for name, change in changes.items()}
+        ways = {
+            name: replacing(dictionary, model, batch=batch, counts=counts, change=change)
+            for name, change in changes.items()
+        }
         losses.add(model, batch, first, ways)
         first += len(batch)
     return {name: losses.increase(estimator, name) for name in changes}

@@ -19,7 +19,7 @@ from mechscope.dictionaries.evaluation.estimates import Estimate
 from mechscope.vocabulary.errors import NotEnoughEvidence, ShapeError
 
 Numbers = Float[np.ndarray, "token column"]
-LEAST = 10
+LEAST, _N_RESAMPLES = 10, 300
 """Examples of each class that either part must have."""
 
 
@@ -140,13 +140,11 @@ def auroc(score: Float[np.ndarray, " token"], truth: Bool[np.ndarray, " token"])
     return float((rankdata(score)[truth].sum() - n_with * (n_with + 1) / 2) / (n_with * n_without))
 
 
-def auroc_with_interval(
-    score: np.ndarray, truth: np.ndarray, owner: np.ndarray, seed: int, n_resamples: int = 300
-) -> Estimate:
+def auroc_with_interval(score: np.ndarray, truth: np.ndarray, owner: np.ndarray, seed: int) -> Estimate:
     """AUROC with a percentile interval over resampled prompts."""
     rng = np.random.default_rng(seed)
     prompts, of_token = np.unique(owner, return_inverse=True)
-    drawn = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=n_resamples)
+    drawn = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=_N_RESAMPLES)
     weights = drawn[:, of_token].astype(np.float64)
     order = np.argsort(score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])  # tokens of one score count together

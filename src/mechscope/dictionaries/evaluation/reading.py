@@ -79,7 +79,7 @@ def counted(model: Model, batch: TokenBatch, *, skips_special: bool) -> Bool[Ten
 
 
 def pieces(
-    dictionary: Dictionary, model: Model, text: Inputs, *, batch_size: int = 8, skips_special: bool = True
+    dictionary: Dictionary, model: Model, *, text: Inputs, batch_size: int = 8, skips_special: bool = True
 ) -> Iterator[Piece]:
     """Stream the activations of a text.
 

@@ -42,6 +42,7 @@ def reading_of(dictionary: Dictionary) -> Reads:
 def replacing(
     dictionary: Dictionary,
     model: Model,
+    *,
     batch: TokenBatch,
     counts: Bool[Tensor, "batch pos"],
     change: Change | None = None,

@@ -86,7 +86,7 @@ def _measured(
 ) -> tuple[Sums, np.ndarray]:
     sums = Sums.empty(n_units=len(text), d_out=dictionary.settings.d_out, n_latents=dictionary.n_latents)
     errors: list[np.ndarray] = []
-    for piece in pieces(dictionary, model, text, batch_size=settings.batch_size, skips_special=skips):
+    for piece in pieces(dictionary, model, text=text, batch_size=settings.batch_size, skips_special=skips):
         codes = dictionary.encode_sparse(piece.read)
         output = dictionary.decode(codes, piece.read).reshape(len(piece.read), -1)
         sums.add(piece.units, target=piece.written, output=output, codes=codes)
@@ -104,7 +104,7 @@ def _losses(
     for batch in batches(model, text, batch_size=settings.batch_size):
         counts = counted(model, batch, skips_special=skips)
         ways = {
-            "replaced": replacing(dictionary, model, batch, counts),
+            "replaced": replacing(dictionary, model, batch=batch, counts=counts),
             "ablated": constant(ablated, dictionary, batch, counts),
         }
         losses.add(model, batch, first, ways)

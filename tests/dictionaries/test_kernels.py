@@ -58,8 +58,8 @@ def test_encoding_equals_the_dense_product_forward_and_backward(
     full = (inputs - shift) @ encoder.T + (0 if bias is None else bias)
     dense = full[pattern.rows, pattern.latents]
     known = dense.detach() if is_known else None
-    ours = encode_shifted_rows(inputs, shift, encoder, bias, pattern, known=known)
-    plain = encode_rows(inputs - shift, encoder, bias, pattern, known=known)
+    ours = encode_shifted_rows(inputs, encoder, shift=shift, bias=bias, pattern=pattern, known=known)
+    plain = encode_rows(inputs - shift, encoder, bias=bias, pattern=pattern, known=known)
     assert torch.allclose(ours, dense, atol=1e-12) and torch.allclose(plain, dense, atol=1e-12)
     if len(pattern.latents):
         wrt = [inputs, shift, encoder, *([] if bias is None else [bias])]
@@ -70,9 +70,12 @@ def test_encoding_equals_the_dense_product_forward_and_backward(
             assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(got, wanted, strict=True))
         if not is_known:
             assert torch.autograd.gradcheck(
-                lambda x, s, w: encode_shifted_rows(x, s, w, bias, pattern), (inputs, shift, encoder)
+                lambda x, s, w: encode_shifted_rows(x, w, shift=s, bias=bias, pattern=pattern),
+                (inputs, shift, encoder),
             )
-            assert torch.autograd.gradcheck(lambda x, w: encode_rows(x, w, bias, pattern), (inputs, encoder))
+            assert torch.autograd.gradcheck(
+                lambda x, w: encode_rows(x, w, bias=bias, pattern=pattern), (inputs, encoder)
+            )
 
 
 def test_a_loss_on_other_latents_reaches_the_encoder() -> None:

@@ -33,14 +33,14 @@ class BatchTopK(Architecture):
 
     def own_buffers(self, encoder: Tensor) -> dict[str, Tensor]:
         # [sum of smallest values with fading weights, sum of the weights]
-        return {"passed": torch.zeros(2, dtype=torch.float64)}
+        return {"passed": torch.zeros(2, dtype=torch.float64, device=encoder.device)}
 
     def fire(self, view: View) -> Fired:
         n = max(1, round(self.k * view.encoder.n_rows))
         active = view.encoder.top_of_batch(n)
         values = active.pre.relu()
         with torch.no_grad():
-            smallest = torch.where(values > 0, values, torch.inf).amin().cpu().double()
+            smallest = torch.where(values > 0, values, torch.inf).amin().double()
             is_any = smallest.isfinite()
             seen = torch.stack([torch.where(is_any, smallest, 0.0), is_any.double()])
             view.buffers["passed"] = view.buffers["passed"] * MEMORY + (1 - MEMORY) * seen

@@ -93,8 +93,11 @@ class Encoder:
         if not self.is_sparse:
             return self._masked(pattern)
         if self.shift is None:
-            return Active(encode_rows(self.inputs, self.weight, self.bias, pattern, known=known), pattern)
-        pre = encode_shifted_rows(self.inputs, self.shift, self.weight, self.bias, pattern, known=known)
+            pre = encode_rows(self.inputs, self.weight, bias=self.bias, pattern=pattern, known=known)
+        else:
+            pre = encode_shifted_rows(
+                self.inputs, self.weight, shift=self.shift, bias=self.bias, pattern=pattern, known=known
+            )
         return Active(pre, pattern)
 
     def top(self, k: int) -> Active:
@@ -131,6 +134,12 @@ class Encoder:
 
     def _largest_of_batch(self, n: int) -> tuple[Pattern, Tensor]:
         product = self.product()
+        if product.device.type == "cuda":  # n entries exactly, so that nobody waits for their number
+            flat = product.reshape(-1).topk(n, sorted=False).indices.sort().values
+            pattern = Pattern.of_entries(
+                flat // self.n_latents, flat % self.n_latents, self.n_rows, self.n_latents
+            )
+            return pattern, self.exactly(pattern)
         wanted = n + n // 4 if self.uses_bfloat16 else n
         pattern = above(product, floor_of_largest(product, min(wanted, product.numel() - 1)))
         exact = self.exactly(pattern)
@@ -141,7 +150,9 @@ class Encoder:
 
     def above(self, floor: Tensor | None) -> Active:
         """Every latent whose pre-activation exceeds its floor [latent] (None: zero); all latents where many do."""
-        if not self.is_sparse:
+        if (
+            not self.is_sparse or self.inputs.device.type == "cuda"
+        ):  # how many there are, only a wait would tell
             return self.everything()
         with torch.no_grad():
             found = self._entries_above(floor)

@@ -34,8 +34,7 @@ class Pattern:
         cls, rows: Int[Tensor, " active"], latents: Int[Tensor, " active"], n_rows: int, n_latents: int
     ) -> "Pattern":
         """From rows and latents, sorted by row."""
-        counts = torch.bincount(rows, minlength=n_rows)
-        return cls(latents, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), n_latents)
+        return cls(latents, starts_of(rows, n_rows), n_latents)
 
     @property
     def n_rows(self) -> int:
@@ -54,8 +53,7 @@ class Pattern:
     ) -> tuple[Int[Tensor, " active"], Int[Tensor, " active"], Int[Tensor, " latents_and_one"]]:
         """Order of the entries by latent, their rows in that order, and where each latent begins."""
         order = self.latents.argsort(stable=True)
-        counts = torch.bincount(self.latents, minlength=self.n_latents)
-        return order, self.rows[order], torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return order, self.rows[order], starts_of(self.latents, self.n_latents)
 
     def sum_by_latent(self, values: Float[Tensor, " active"]) -> Float[Tensor, " latent"]:
         """Values added up for each latent."""
@@ -64,3 +62,9 @@ class Pattern:
     def sum_by_row(self, values: Float[Tensor, " active"]) -> Float[Tensor, " row"]:
         """Values added up for each row."""
         return values.new_zeros(self.n_rows).index_add(0, self.rows, values)
+
+
+def starts_of(index: Int[Tensor, " active"], n: int) -> Int[Tensor, " bins_and_one"]:
+    """Where each of `n` bins begins once `index` is sorted. Unlike `bincount`, it never waits for the device."""
+    counts = index.new_zeros(n + 1).scatter_add(0, index + 1, torch.ones_like(index))
+    return counts.cumsum(0)

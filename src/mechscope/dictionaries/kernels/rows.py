@@ -33,7 +33,7 @@ def decode_rows(values: Tensor, decoder: Tensor, pattern: Pattern) -> Tensor:
 
 
 def encode_rows(
-    inputs: Tensor, encoder: Tensor, bias: Tensor | None, pattern: Pattern, *, known: Tensor | None = None
+    inputs: Tensor, encoder: Tensor, *, bias: Tensor | None, pattern: Pattern, known: Tensor | None = None
 ) -> Tensor:
     """Pre-activations of the latents in a pattern.
 
@@ -52,11 +52,11 @@ def encode_rows(
 
 def encode_shifted_rows(
     inputs: Tensor,
-    shift: Tensor,
     encoder: Tensor,
+    *,
+    shift: Tensor,
     bias: Tensor | None,
     pattern: Pattern,
-    *,
     known: Tensor | None = None,
 ) -> Tensor:
     """`encode_rows` of `inputs - shift`, with the gradient of one shift [d_in] for all rows.

@@ -4,6 +4,7 @@ The product may be in bfloat16, where the machine multiplies it faster; it then 
 is kept is rescored in the weights' own precision. No gradients here.
 """
 
+import math
 from functools import cache
 
 import torch
@@ -15,18 +16,21 @@ from mechscope.dictionaries.kernels.pattern import Pattern
 ROUNDING = 2.0**-8
 """Relative rounding of a bfloat16 number."""
 
-_GROUP = 32
-
 
 @cache
 def multiplies_bfloat16(device_type: str) -> bool:
     """Whether bfloat16 products are faster than float32 ones on this device."""
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported()
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(
-        capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile")
-    )
+    tell = getattr(torch.cpu, "get_capabilities", None)  # not in every release
+    capabilities = {} if tell is None else tell()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
+
+
+def _group_size(width: int, wanted: float = 32.0) -> int:
+    """A power of two near what is wanted that divides the width; 1 if none does."""
+    sizes = [size for size in (8, 16, 32) if width % size == 0]
+    return min(sizes, key=lambda size: abs(math.log(size / wanted)), default=1)
 
 
 def largest(pre: Float[Tensor, "row latent"], k: int) -> Int[Tensor, "row k"]:
@@ -36,7 +40,7 @@ def largest(pre: Float[Tensor, "row latent"], k: int) -> Int[Tensor, "row k"]:
     looks at k groups only.
     """
     n, width = pre.shape
-    size = next((size for size in (_GROUP, 16, 8) if width % size == 0), 1)
+    size = _group_size(width, (width / k) ** 0.5)  # the search looks at width / size + k x size numbers
     n_groups = width // size
     if size == 1 or n_groups <= 2 * k or pre.device.type != "cpu":
         return pre.topk(k, dim=1, sorted=False).indices
@@ -53,7 +57,7 @@ def above(pre: Float[Tensor, "row latent"], floor: float | Tensor) -> Pattern:
     Cost: one pass for maxima of groups, then only groups that hold something are looked at.
     """
     n, width = pre.shape
-    size = next((size for size in (_GROUP, 16, 8) if width % size == 0), 1)
+    size = _group_size(width)
     n_groups = width // size
     grouped = pre.view(n, size, n_groups)
     rows, groups = (grouped.amax(1) > floor).nonzero(as_tuple=True)
@@ -68,7 +72,7 @@ def floor_of_largest(pre: Float[Tensor, "row latent"], n: int) -> Tensor:
     largest entry. Ties aside, `above(pre, floor)` holds the n largest and somewhat more.
     """
     rows, width = pre.shape
-    size = next((size for size in (_GROUP, 16, 8) if width % size == 0), 1)
+    size = _group_size(width)
     maxima = pre.view(rows, size, width // size).amax(1).reshape(-1)
     if n >= len(maxima):
         return pre.reshape(-1).kthvalue(max(1, pre.numel() - n)).values

@@ -80,9 +80,6 @@ def _restore(learner: Learner, i: int, tensors: Mapping[str, torch.Tensor]) -> N
         for name, value in tensors.items()
         if name.startswith(start)
     }
-    for name, buffers in learner.state.items():
-        if name.startswith("passed"):
-            learner.state[name] = buffers.cpu()
     learner.dead = tensors[f"{i}/dead"].to(learner.device)
     for name, value in learner.params.items():
         value.copy_(tensors[f"{i}/params/{name}"])

@@ -5,14 +5,13 @@ out sees them as W_enc and W_dec. Nothing in a step waits for the device.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mechscope.dictionaries.architectures.base import View
-from mechscope.dictionaries.blocks import Weights
+from mechscope.dictionaries.blocks import Block, Weights, shapes_of
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.kernels.active import Encoder, wants_bfloat16
 from mechscope.dictionaries.normalizing import normalized, out_statistics, times
@@ -152,6 +151,13 @@ class Learner:
         limit = self.training.revival.dead_after_tokens
         self.dead = (self.state["since_fired"] >= limit).nonzero()[:, 0]
 
+    def dead_in(self, block: Block) -> Tensor:
+        """The dead latents of a block, counted from its first."""
+        if len(self.blocks) == 1:
+            return self.dead
+        mine = (self.dead >= block.latents.start) & (self.dead < block.latents.stop)
+        return self.dead[mine] - block.latents.start
+
     def dictionary(self, source: Source | None = None) -> Dictionary:
         """The dictionary as it is now, its tensors shared."""
         config, settings = self.job.config, self.settings
@@ -179,7 +185,7 @@ class Learner:
         tensors |= {name: self.state[name] for name in STATISTICS if name in self.state}
         shaped = {name: value.reshape(_shape(name, value, settings)) for name, value in tensors.items()}
         if source is not None:
-            settings = _with_source(settings, source)
+            settings = replace(settings, source=source)
         return Dictionary(settings, shaped)
 
     def _initial(self) -> dict[str, Tensor]:
@@ -285,12 +291,4 @@ def _unit_rows(rows: Tensor) -> Tensor:
 
 
 def _shape(name: str, value: Tensor, settings: Settings) -> tuple[int, ...]:
-    from mechscope.dictionaries.blocks import shapes_of
-
     return shapes_of(settings).get(name, tuple(value.shape))
-
-
-def _with_source(settings: Settings, source: Any) -> Settings:
-    from dataclasses import replace
-
-    return replace(settings, source=source)

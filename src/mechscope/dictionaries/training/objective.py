@@ -90,11 +90,11 @@ def _auxiliary(learner: "Learner", views: list[View], left: Tensor) -> Tensor:
     left = left[:n]
     loss = left.new_zeros(())
     for block, view in zip(learner.blocks, views, strict=True):
-        mine = learner.dead[(learner.dead >= block.latents.start) & (learner.dead < block.latents.stop)]
+        mine = learner.dead_in(block)
         k = min(revival.aux_k, len(mine))
         if k == 0 or learner.job.config.ties_encoder:
             continue
-        active = view.encoder.among(mine - block.latents.start, k, n)
+        active = view.encoder.among(mine, k, n)
         wanted = left if block.sites is None else left[:, columns_of(learner, block)]
         written = active.decode(active.pre.relu(), view.decoder)
         size = (wanted - wanted.mean(0)).pow(2).mean().clamp_min(torch.finfo(left.dtype).tiny)

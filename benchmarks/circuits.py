@@ -18,7 +18,8 @@ from benchmarks.shapes import opened, random_ids, random_model
 from mechscope.behaviors.own import from_tokens
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
-from mechscope.circuits.evaluation import Measures, evaluate_circuits
+from mechscope.circuits.evaluation import evaluate_circuits
+from mechscope.circuits.measures import Measures
 from mechscope.circuits.methods.acdc import Acdc, Search, edge_order
 from mechscope.circuits.size_curve import FRACTIONS
 

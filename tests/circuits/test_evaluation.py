@@ -9,7 +9,8 @@ from circuits.cases import TRUE_EDGES, induction, pairs
 from family_cases import opened
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions, kl_to_model
-from mechscope.circuits.evaluation import CircuitEvaluation, Measures, evaluate_circuits
+from mechscope.circuits.evaluation import CircuitEvaluation, evaluate_circuits
+from mechscope.circuits.measures import Measures
 from mechscope.circuits.optimal import learn_constants
 from mechscope.vocabulary.errors import InterventionMismatch, NotEnoughEvidence
 

@@ -14,7 +14,7 @@ from mechscope.circuits.against_truth import auroc, compare_with_truth
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions
 from mechscope.circuits.discover import discover
-from mechscope.circuits.evaluation import Measures
+from mechscope.circuits.measures import Measures
 from mechscope.circuits.methods.gates import Gates
 from mechscope.circuits.methods.top_n import chosen_edges, patched_importance
 from mechscope.circuits.registry import discovery, methods
@@ -22,7 +22,7 @@ from mechscope.circuits.size_curve import FRACTIONS, SizeCurve, area, size_curve
 from mechscope.interventions.metrics import UserMetric
 from mechscope.models.model import Model
 from mechscope.models.opening import wrap
-from mechscope.vocabulary.errors import NotEnoughEvidence, RegistrationError, ShapeError
+from mechscope.vocabulary.errors import NoGradient, NotEnoughEvidence, RegistrationError, ShapeError
 
 
 def train() -> Split:
@@ -196,3 +196,10 @@ def test_circuits_without_edges_are_not_looked_for():
     for method in ("eap", "edge-pruning", "conditional"):
         with pytest.raises(ShapeError, match="at least one edge"):
             discover(induction()[0], train(), method=method, n_edges=0)
+
+
+def test_a_metric_without_a_gradient_is_refused_by_methods_that_need_one():
+    split = train().with_metric("accuracy")
+    for method in ("conditional", "eap"):
+        with pytest.raises(NoGradient):
+            discover(induction()[0], split, method=method, n_edges=3)

@@ -4,7 +4,8 @@ from mechscope.circuits.against_truth import AgainstTruth, auroc, compare_with_t
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import Conventions
 from mechscope.circuits.discover import discover
-from mechscope.circuits.evaluation import CircuitEvaluation, Measures, evaluate_circuits
+from mechscope.circuits.evaluation import CircuitEvaluation, evaluate_circuits
+from mechscope.circuits.measures import Measures
 from mechscope.circuits.methods.acdc import acdc_sweep
 from mechscope.circuits.optimal import learn_constants
 from mechscope.circuits.registry import discovery, methods

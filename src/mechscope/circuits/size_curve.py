@@ -15,7 +15,8 @@ import numpy as np
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import Conventions
-from mechscope.circuits.evaluation import Measures, evaluate_circuits
+from mechscope.circuits.evaluation import evaluate_circuits
+from mechscope.circuits.measures import Measures
 from mechscope.figures.labelled import LabelledArray
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import NotEnoughEvidence

@@ -1,9 +1,9 @@
 """Joint ablation, and attribution given what is gone: both bring out backups that single removals hide.
 
 Where a second head steps in for a removed one, removing either alone shows nothing. So nodes are removed on top of
-each other: each round removes every remaining node besides those that are gone, in one batch, and the one that hurts
-most is gone from then on. A node counts by its largest effect in any round, since what feeds a removed node shows
-only before, and what backs it up only after.
+each other: each round removes every remaining node besides those that are gone, in one batch, and of those that hurt
+the one nearest the logits is gone from then on (an early one would take all that it feeds with it, backups too). A
+node counts by its largest effect in any round: what feeds a removed node may show only before, a backup only after.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from mechscope.circuits.registry import discovery
 from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.models.model import Model
 from mechscope.vocabulary.edges import Node
-from mechscope.vocabulary.errors import ShapeError
+from mechscope.vocabulary.errors import NoGradient, ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,10 @@ def find_by_joint_ablation(model: Model, split: Split, settings: JointAblation) 
             effects = before - values
             for node, effect in zip(rest, effects.tolist(), strict=True):
                 largest[node] = max(largest.get(node, effect), effect)
-            best = int(np.argmax(effects))
-            if effects[best] < least:
+            counting = np.flatnonzero(effects >= least)
+            if not len(counting):
                 break
+            best = max(counting.tolist(), key=lambda i: (_depth(rest[i]), float(effects[i])))
             removed.append(rest[best])
             gone, before = gone | out_of[rest[best]], values[best]
     found = {node: effect for node, effect in largest.items() if effect >= least}
@@ -93,6 +94,11 @@ def find_by_joint_ablation(model: Model, split: Split, settings: JointAblation) 
         model=model.fingerprint,
         data_sha256=split.data_hash,
     )
+
+
+def _depth(node: Node) -> tuple[int, bool]:
+    """Where a node stands on the way to the logits."""
+    return node.layer or 0, node.kind == "mlp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +134,13 @@ def find_conditionally(model: Model, split: Split, settings: Conditional) -> Cir
             if room < 1:
                 break
             effect = _gradients(runs, ~found, settings.n_points)
+            if not found.any() and not effect.any():
+                raise NoGradient(
+                    "The metric has no gradient to any edge.",
+                    got=split.metric.kind,
+                    because="it is flat at every point that was tried: a rank or an accuracy, or a saturated one",
+                    instead='a logit difference, or method="edge-patching", which needs no gradient',
+                )
             effect[found] = 0.0
             new = chosen_edges(runs.wiring, np.abs(effect), room, "top")
             scores[new] = effect[new]
@@ -156,7 +169,8 @@ def _gradients(runs: EdgeRuns, kept: np.ndarray, n_points: int) -> np.ndarray:
     total = torch.zeros_like(start)
     for point in range(n_points):
         weights = (start * (point + 1) / n_points)[None].requires_grad_()
-        runs.measure_weighted(weights).mean().backward()
-        assert weights.grad is not None
-        total += weights.grad[0]
+        measured = runs.measure_weighted(weights).mean()
+        if measured.requires_grad:
+            (gradient,) = torch.autograd.grad(measured, weights, allow_unused=True)
+            total += 0.0 if gradient is None else gradient[0]
     return (total / n_points).double().cpu().numpy()

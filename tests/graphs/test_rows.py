@@ -6,7 +6,7 @@ import torch
 
 from graphs.autograd_rows import rows_by_autograd
 from graphs.frozen_cases import FAMILIES, KINDS, MORE_FAMILIES, dictionaries, exact_model, prompt
-from mechscope.graphs import build
+from mechscope.graphs import build, local
 from mechscope.graphs.build import attribution_graph
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.intervene import intervene
@@ -117,6 +117,13 @@ def test_pieces_of_any_size_give_the_same_rows(monkeypatch: pytest.MonkeyPatch) 
     whole = graph_of("llama").adjacency.to_dense()
     monkeypatch.setattr(build, "ENTRIES", 5)
     assert np.abs(graph_of("llama").adjacency.to_dense() - whole).max() < 1e-12
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "gpt_neox", "native_bidirectional"])
+def test_the_first_layers_shortcut_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = graph_of(family).adjacency.to_dense()
+    monkeypatch.setattr(local, "FEW_POSITIONS", 0)
+    assert np.abs(graph_of(family).adjacency.to_dense() - short).max() < 1e-12
 
 
 def test_a_budget_computes_the_same_rows_for_fewer_latents() -> None:

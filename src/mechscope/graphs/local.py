@@ -21,6 +21,9 @@ from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import DictionaryMismatch
 
+FEW_POSITIONS = 96
+"""Up to so many, what first-layer heads bring of each token to each position is kept: positions squared vectors."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Active:
@@ -128,9 +131,34 @@ class Local:
             for position, gradient, window in per_position(flow, rows):
                 self._collect(out[window], station, position, gradient)
 
+        def finish(_station: int, flow: Flow, rows: Rows) -> None:
+            for position, gradient, window in per_position(flow, rows):
+                carried = self._carried[position]
+                columns = slice(self.token_column, self.token_column + len(carried))
+                out[window, columns].addmm_(gradient, carried.T)
+
         rows = Rows.of(positions, self.frozen)
-        Sweep(self.frozen, self.cuts, rows=rows, visit=visit).run(start, vectors, before_cut=before_cut)
+        shortcut = finish if self.frozen.n_positions <= FEW_POSITIONS else None
+        sweep = Sweep(self.frozen, self.cuts, rows=rows, visit=visit, finish=shortcut)
+        sweep.run(start, vectors, before_cut=before_cut)
         return out
+
+    @cached_property
+    def _carried(self) -> list[Tensor]:
+        """What the first layer's heads bring of each token to each position's `attn_raw`, [key, d_model] each."""
+        layer = self.frozen.layers[0]
+        read = self.tokens if layer.norm1 is None else layer.norm1.forward(self.tokens, with_bias=False)
+        values = torch.einsum("sd,kde->ske", read, layer.W_V)
+        values = values.repeat_interleave(len(layer.W_O) // len(layer.W_V), dim=1)
+        outputs = torch.einsum("she,hed->hsd", values, layer.W_O)
+        n = self.frozen.n_positions
+        seen = [position + 1 if self.frozen.is_causal else n for position in range(n)]
+        return [
+            torch.einsum(
+                "hs,hsd->sd", layer.pattern[:, position, : seen[position]], outputs[:, : seen[position]]
+            )
+            for position in range(n)
+        ]
 
     def _collect(self, out: Tensor, station: int, position: int, gradient: Tensor) -> None:
         if station == 0:

@@ -105,16 +105,26 @@ class Sweep:
         rows: Which rows.
         visit: What to do with arriving gradients.
         watch: Called at every station that a gradient passes, cut or not.
+        finish: Takes the gradient at the first layer's `attn_raw` and accounts for all that lies below it, in place
+            of two products of d_model x d_model for each entry. None carries it on like any other.
     """
 
     def __init__(
-        self, frozen: Frozen, cuts: Cuts, *, rows: Rows, visit: Visit, watch: Visit | None = None
+        self,
+        frozen: Frozen,
+        cuts: Cuts,
+        *,
+        rows: Rows,
+        visit: Visit,
+        watch: Visit | None = None,
+        finish: Visit | None = None,
     ) -> None:
         self._frozen = frozen
         self._cuts = cuts
         self._rows = rows
         self._visit = visit
         self._watch = watch
+        self._finish = finish
         self._positions, self._row_of = rows.indices()
         self._pending: dict[int, Flow] = {}
         self._uncut = -1
@@ -157,6 +167,9 @@ class Sweep:
             from_mlp = None
         out = self._at(base + ATTN_OUT, stream)
         raw = self._at(base + ATTN_RAW, self._scaled(out, layer.attn_factor))
+        if index == 0 and raw is not None and self._finish is not None:
+            self._finish(ATTN_RAW, raw, self._rows)
+            raw = None
         read = self._at(base + ATTN_IN, self._attention(raw, layer))
         from_attention = self._after_norm(read, layer.norm1)
         stream = self._sum(self._sum(stream, from_attention), from_mlp)

@@ -10,14 +10,23 @@ from mechscope.circuits.methods.acdc import acdc_sweep
 from mechscope.circuits.optimal import learn_constants
 from mechscope.circuits.registry import discovery, methods
 from mechscope.circuits.size_curve import SizeCurve, size_curve
+from mechscope.circuits.statistics.random_circuits import random_circuits
+from mechscope.circuits.statistics.resampling import Stability, measure_stability
+from mechscope.circuits.statistics.significance import CircuitTest, CircuitTests, TestSettings, test_circuit
+from mechscope.circuits.statistics.stress import Stress, stress_circuit
 
 __all__ = [
     "AgainstTruth",
     "Circuit",
     "CircuitEvaluation",
+    "CircuitTest",
+    "CircuitTests",
     "Conventions",
     "Measures",
     "SizeCurve",
+    "Stability",
+    "Stress",
+    "TestSettings",
     "acdc_sweep",
     "auroc",
     "compare_with_truth",
@@ -25,6 +34,10 @@ __all__ = [
     "discovery",
     "evaluate_circuits",
     "learn_constants",
+    "measure_stability",
     "methods",
+    "random_circuits",
     "size_curve",
+    "stress_circuit",
+    "test_circuit",
 ]

@@ -36,7 +36,7 @@ def _letters_after_blanks(random: Random) -> Sequence[str]:
     return [BLANK] * (6 - n) + random.choices(LETTERS, k=n)
 
 
-def _count(number: int | Fraction) -> int:
+def _count(number: int | Fraction) -> int | Fraction:
     return number
 
 
@@ -141,7 +141,7 @@ def _sign(number: int | Fraction) -> int:
     return (number > 0) - (number < 0)
 
 
-def _verdict(n_broken: int, *signs: int) -> str:
+def _verdict(n_broken: int | Fraction, *signs: int | Fraction) -> str:
     if n_broken > 0:
         return "broken"
     return "open" if any(signs) else "balanced"

@@ -93,9 +93,7 @@ def attribute(
             behavior.metric,
             layout,
             table.mean(-1),
-            n_verified=settings.n_verified,
-            n_subsets=settings.n_subsets,
-            seed=settings.seed,
+            settings=settings,
         )
     facts = {"site": site, "method": method, "direction": direction, "linearization": linearization.to_json()}
     facts |= {"steps": settings.steps, "rule": settings.rule} if method == "ig" else {}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm
 
+from mechscope.attribution.settings import NodeSettings
 from mechscope.engine.cells import Layout
 from mechscope.engine.execute import run_experiments
 from mechscope.engine.experiment import Experiment
@@ -54,9 +55,7 @@ def verify(
     layout: Layout,
     predicted: np.ndarray,
     *,
-    n_verified: int,
-    n_subsets: int,
-    seed: int,
+    settings: NodeSettings,
 ) -> Verified:
     """Patch the strongest nodes one by one, and random halves of the rest.
 
@@ -66,13 +65,12 @@ def verify(
         metric: What is measured.
         layout: Axes of the nodes.
         predicted: Magnitudes, [layer, component, place].
-        n_verified: Nodes patched one by one.
-        n_subsets: Halves.
-        seed: Of the halves.
+        settings: How many nodes are patched one by one, how many halves, and their seed.
 
     Cost: one experiment a node verified and a half, in one plan of the engine.
     """
     donor, recipient = prompts
+    n_verified, n_subsets, seed = settings.n_verified, settings.n_subsets, settings.seed
     run = model.run(donor, capture=list(layout.sites), stop_after=layout.sites[-1])
     donors = [Donor.of(run, site) for site in layout.sites]
     order = np.argsort(-predicted.ravel(), kind="stable")

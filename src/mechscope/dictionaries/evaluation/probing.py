@@ -70,6 +70,7 @@ def sparse_probing(
         raise ShapeError(
             "Codes, labels and units belong to the same tokens.",
             got=f"{len(table)} codes, {len(truth)} labels, {len(owner)} units",
+            because="a label says something of its own token only",
         )
     rng = np.random.default_rng(seed)
     train = halves(owner, rng)

@@ -96,7 +96,11 @@ def seed_stability(dictionaries: Sequence[Dictionary], *, seed: int = 0) -> Stab
         NotEnoughEvidence: fewer than two.
     """
     if len(dictionaries) < 2:
-        raise NotEnoughEvidence("Stability needs at least two seeds.", got=len(dictionaries))
+        raise NotEnoughEvidence(
+            "Stability needs at least two seeds.",
+            got=f"{len(dictionaries)} dictionaries",
+            because="what recurs can't be seen in one training",
+        )
     pairs = [(i, j) for i in range(len(dictionaries)) for j in range(i + 1, len(dictionaries))]
     matchings = {(i, j): match_latents(dictionaries[i], dictionaries[j], seed=seed) for i, j in pairs}
     figures = (

@@ -98,7 +98,11 @@ def read_pickle(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise BadFile(f"{path.name} is not a whole checkpoint.", got=path, because=str(error)) from error
     if not isinstance(value, Mapping):
-        raise BadFile(f"{path.name} holds no named tensors.", got=type(value).__name__)
+        raise BadFile(
+            f"{path.name} holds no named tensors.",
+            got=type(value).__name__,
+            because="its format is a mapping from names to tensors",
+        )
     return dict(value)
 
 

@@ -117,7 +117,7 @@ def open_graph_json(path: str | Path) -> AttributionGraph:
     Raises:
         BadFile: not such a graph; says which field is missing or wrong.
     """
-    body = open_json(Path(path))
+    body: Any = open_json(Path(path))
     refuse_malformed(body)
     return graph_from_json(body)
 

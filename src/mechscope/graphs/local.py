@@ -220,7 +220,9 @@ def open_local(
             instead='"constant" or "gates"',
         )
     written = {station for part in parts for station in part.writes}
-    has_mlp = {site.layer for site in model.binding.formed if site.point == "mlp_out"}
+    has_mlp = {
+        site.layer for site in model.binding.formed if site.point == "mlp_out" and site.layer is not None
+    }
     bare = [
         layer
         for layer in sorted(has_mlp)

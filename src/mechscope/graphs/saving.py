@@ -62,10 +62,9 @@ def open_graph(path: str | Path) -> AttributionGraph:
     """
     record = GraphRecord.load(path)
     arrays, numbers = record.arrays, record.numbers
-    nodes = Nodes(
-        **{name: arrays[f"nodes.{name}"] for name in _NODE_ARRAYS},
-        **{name: tuple(numbers[name]) for name in ("site_names", "tokens", "token_ids", "logits")},
-    )
+    columns: dict[str, Any] = {name: arrays[f"nodes.{name}"] for name in _NODE_ARRAYS}
+    columns |= {name: tuple(numbers[name]) for name in ("site_names", "tokens", "token_ids", "logits")}
+    nodes = Nodes(**columns)
     blocks, row, column, entry = [], 0, 0, 0
     for n_rows, n_columns in arrays["shapes"].tolist():
         size = n_rows * n_columns

@@ -222,9 +222,9 @@ class Sweep:
     def _scaled(self, flow: Flow | None, factor: Tensor | float | None) -> Flow | None:
         if flow is None or factor is None:
             return flow
-        if isinstance(factor, float):
-            return Flow(flow.values * factor, flow.is_narrow)
-        return Flow(self._times(flow.values, factor, flow.is_narrow), flow.is_narrow)
+        if isinstance(factor, Tensor):
+            return Flow(self._times(flow.values, factor, flow.is_narrow), flow.is_narrow)
+        return Flow(flow.values * factor, flow.is_narrow)
 
     def _through_norm(self, flow: Flow, norm: FrozenNorm) -> Flow:
         values = norm.fold(flow.values)

@@ -95,6 +95,7 @@ def drawable(graph: AttributionGraph, at_most: int = MOST_NODES) -> AttributionG
     """The graph, pruned until it has at most so many nodes."""
     if len(graph) <= at_most:
         return graph
+    smaller = graph
     for share in _SHARES:
         smaller = graph.prune(share)
         if len(smaller) <= at_most:

@@ -70,12 +70,12 @@ class Link:
         """The value that takes the place of the old one."""
         codec = self.spliced.codec
         values = self._values(old)
-        self.codes = codec.encode(values)
-        if torch.is_grad_enabled() and self.codes.requires_grad:
-            self.codes.retain_grad()
+        self.codes = codes = codec.encode(values)
+        if torch.is_grad_enabled() and codes.requires_grad:
+            codes.retain_grad()
         if self.spliced.error == "keep" and not torch.is_grad_enabled():
             return old
-        decoded = codec.decode(self.codes, values)
+        decoded = codec.decode(codes, values)
         if len(codec.writes) > 1:
             decoded = decoded[:, list(codec.writes).index(site)]
         decoded = decoded.reshape(old.shape)

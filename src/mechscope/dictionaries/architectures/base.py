@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechscope.dictionaries.kernels.active import Active, Encoder
 from mechscope.dictionaries.settings import Gate
-from mechscope.vocabulary.errors import RegistrationError
+from mechscope.vocabulary.errors import DictionaryError, RegistrationError
 
 
 @dataclass
@@ -148,13 +148,25 @@ def register_architecture(name: str) -> Callable[[type[Architecture]], type[Arch
 
 
 def architecture_from_json(saved: Mapping[str, Any]) -> Architecture:
-    """Inverse of `Architecture.to_json`."""
-    values = {
+    """Inverse of `Architecture.to_json`.
+
+    Raises:
+        DictionaryError: an architecture that nobody registered.
+    """
+    name = saved.get("architecture")
+    if name not in ARCHITECTURES:
+        raise DictionaryError(
+            f'"{name}" is no architecture.',
+            got=name,
+            because="nothing of that name is registered",
+            instead=", ".join(ARCHITECTURES),
+        )
+    values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in saved.items()
         if key != "architecture"
     }
-    return ARCHITECTURES[saved["architecture"]](**values)
+    return ARCHITECTURES[name](**values)
 
 
 def decoder_norms(view: View) -> Tensor:

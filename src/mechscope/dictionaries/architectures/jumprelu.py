@@ -83,6 +83,7 @@ class JumpReLU(Architecture):
 
     def _raise_dead(self, view: View) -> Tensor:
         """How far dead latents' biases lie below their thresholds: a pull that no active latent feels."""
+        assert view.encoder.bias is not None
         gap = (view.tensors["threshold"] - view.encoder.bias).relu() * view.is_dead
         return self.revival * gap.sum()
 

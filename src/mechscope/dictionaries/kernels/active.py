@@ -116,7 +116,8 @@ class Encoder:
             if not self.is_sparse:
                 pre = self.everything().pre
                 floor = pre.reshape(-1).topk(n, sorted=True).values[-1]
-                pattern = Pattern.of_entries(*(pre >= floor).nonzero(as_tuple=True), *pre.shape)
+                rows, latents = (pre >= floor).nonzero(as_tuple=True)
+                pattern = Pattern.of_entries(rows, latents, self.n_rows, self.n_latents)
                 exact = None
             else:
                 pattern, exact = self._largest_of_batch(n)

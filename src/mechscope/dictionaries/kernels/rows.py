@@ -161,7 +161,7 @@ class _EncodeShiftedRows(torch.autograd.Function):
         grad = grad.contiguous()
         by_latent = pattern.sum_by_latent(grad) if needs[1] or needs[2] or needs[3] else None
         of_encoder = None
-        if needs[2]:
+        if needs[2] and by_latent is not None:
             # (inputs - shift) summed by latent, without forming the difference for every row
             of_encoder = sum_latents(grad, inputs, pattern)
             of_encoder.addr_(by_latent, shift, alpha=-1)

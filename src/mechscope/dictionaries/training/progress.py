@@ -1,13 +1,13 @@
 """Progress: a bar on the terminal with tokens/s, L0, FVU, dead latents and the time left."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from mechscope.dictionaries.training.trainer import Report
 
 
 @contextmanager
-def showing_progress() -> Iterator[Callable[[Report], None]]:
+def showing_progress() -> Generator[Callable[[Report], None], None, None]:
     """Yield a reporter that moves a bar; the time left comes from the steps done since the run began or resumed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -58,15 +58,24 @@ class ModelBlocks:
     rows_at_once: int = 32
     dtype: torch.dtype | None = None
 
-    @cached_property
+    @property
     def shapes(self) -> dict[Site, tuple[int, ...]]:
         """What each site carries at one position, read off one token."""
+        return self._shapes
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of each block."""
+        return self._sizes
+
+    @cached_property
+    def _shapes(self) -> dict[Site, tuple[int, ...]]:
         first = self.corpus.row(0)[:1].long()
         run = self.model.run(first, capture=list(self.sites), stop_after=max(self.sites))
         return {site: tuple(to_token_form(run[site], site.row).shape[2:]) for site in self.sites}
 
     @cached_property
-    def sizes(self) -> list[int]:
+    def _sizes(self) -> list[int]:
         starts = range(0, self.corpus.n_rows, self.rows_per_block)
         return [int(self.corpus.wanted[start : start + self.rows_per_block].sum()) for start in starts]
 

@@ -11,7 +11,6 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +120,7 @@ class ActivationStore:
         self.manifest = read_manifest(self.place)
         self._checked: set[str] = set()
 
-    @cached_property
+    @property
     def shapes(self) -> dict[Site, tuple[int, ...]]:
         return {Site.parse(name): tuple(shape) for name, shape in self.manifest.sites.items()}
 

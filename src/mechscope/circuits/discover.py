@@ -1,6 +1,6 @@
 """discover: find a circuit by any registered method."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from mechscope.behaviors.behavior import Behavior
@@ -9,6 +9,7 @@ from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import split_to_search
 from mechscope.circuits.registry import methods
 from mechscope.models.model import Model
+from mechscope.records.canonical import to_plain
 from mechscope.vocabulary.errors import InputError
 
 
@@ -54,4 +55,8 @@ def discover(
             because=f"its settings are those of {chosen.settings.__name__}",
             instead=", ".join(names),
         )
-    return chosen.find(model, split_to_search(behavior), chosen.settings(**given))
+    found = chosen.find(model, split_to_search(behavior), chosen.settings(**given))
+    if not isinstance(behavior, Behavior):
+        return found
+    recorded = {"name": behavior.name, "recipe": to_plain(behavior.recipe())}
+    return replace(found, settings={**found.settings, "behavior": recorded})

@@ -10,6 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
+from mechscope.behaviors.rebuilding import rebuild_behavior
+from mechscope.circuits.circuit import Circuit
+from mechscope.claims.circuit_claims import measure_circuits
 from mechscope.claims.control_families import draw_family
 from mechscope.claims.evidence import HeldOut
 from mechscope.claims.mechanisms import Direction, MeasurableMechanism, ModelSize
@@ -101,6 +104,8 @@ class EngineBench:
     ) -> Float[np.ndarray, "mechanism prompt"]:
         """The metric on every held-out prompt under the prediction's intervention, by each mechanism."""
         split = self._by_hash[held_out.data_hash]
+        if isinstance(mechanisms[0], Circuit):
+            return measure_circuits(self._model, mechanisms, prediction, split)
         if prediction.kind == "needs":
             return np.stack([self._least_needed(m, prediction, behavior, split) for m in mechanisms])
         return self._after(mechanisms, prediction, behavior, split)
@@ -187,13 +192,8 @@ class EngineBench:
     def _live(self, behavior: Any) -> Any:
         if not isinstance(behavior, RecordedBehavior):
             self._behaviors.setdefault(behavior.name, behavior)
-        if behavior.name not in self._behaviors:
-            raise BadClaim(
-                f'the prompts of "{behavior.name}" are not at hand',
-                got=f"behaviours {sorted(self._behaviors)}",
-                because="a saved claim remembers a behaviour's recipe, not its prompts",
-                instead="claim.test(model, behaviors=[...]) with that behaviour loaded",
-            )
+        if behavior.name not in self._behaviors:  # a claim or circuit remembers a recipe, not the prompts
+            self._behaviors[behavior.name] = rebuild_behavior(behavior.recipe(), self._model)
         return self._behaviors[behavior.name]
 
     def _told(self, what: str) -> Callable[[int, int], None] | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mechscope.claims.controls import SAME_LAYERS
+from mechscope.claims.controls import RIVALS, SAME_LAYERS
 from mechscope.claims.predictions import Behavior, Prediction, RecordedBehavior, recorded
 from mechscope.records.canonical import canonical_json, hash_json, to_plain
 from mechscope.records.files import open_json, save_json
@@ -22,6 +22,7 @@ from mechscope.vocabulary.errors import BadClaim, BadFile, ClaimEdited
 if TYPE_CHECKING:
     import mechscope.claims.claim_file
     import mechscope.claims.verdict
+    from mechscope.circuits.circuit import Circuit
 
 FORMAT = 1
 FIELDS = ("statement", "behavior", "mechanism", "predictions", "controls", "seed", "software", "format")
@@ -163,6 +164,42 @@ class Claim:
         bench = EngineBench(model, {behavior.name: behavior for behavior in behaviors}, progress=progress)
         book = None if ledger is None else Ledger(Path(ledger))
         return test_claim(self, bench, ledger=book, fresh_seed=seed if fresh else None)
+
+    @classmethod
+    def about(
+        cls,
+        circuit: "Circuit",
+        *,
+        behavior: Behavior | None = None,
+        predictions: Sequence[Prediction] | None = None,
+        statement: str = "",
+        seed: int = 0,
+    ) -> "Claim":
+        """A claim about a circuit: alone it recovers at least 80% of the gap, and without it at least half is lost.
+
+        Its controls are random connected circuits of the same size that share no edge with it.
+
+        Args:
+            circuit: As `ms.discover` found it.
+            behavior: Whose held-out prompts decide; by default the one that it was found for.
+            predictions: Others than the two above.
+            statement: One sentence of your own.
+            seed: Of resamples and controls.
+
+        Raises:
+            BadClaim: the circuit does not say which behaviour it is for, and none is given.
+        """
+        from mechscope.claims.circuit_claims import behavior_of, circuit_predictions
+
+        meant = behavior_of(circuit) if behavior is None else behavior
+        return cls(
+            statement or f"The circuit of {len(circuit)} edges ({circuit.name}) carries {meant.name}",
+            behavior=meant,
+            mechanism=circuit,
+            predictions=circuit_predictions() if predictions is None else predictions,
+            controls=RIVALS,
+            seed=seed,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The frozen contents and their id."""

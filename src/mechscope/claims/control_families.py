@@ -4,6 +4,7 @@
     other components, any layer     as many heads in all, none of the mechanism's
     random subspaces                at the mechanism's sites, of its dimension, capturing as much variance
     covariance-matched directions   at a direction's site, spread as the activations are, of its norm
+    random circuits                 connected, of a circuit's size, none of its edges
 
 The first two are enumerable: all members are measured where there are at most 1,000. A family of fewer than 39
 members is shown as a rank and can't gate; the others are always available.
@@ -15,10 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechscope.circuits.circuit import Circuit
+from mechscope.claims.circuit_claims import draw_rivals
 from mechscope.claims.controls import (
     ANY_LAYER,
     DIRECTIONS,
     FAMILIES,
+    RIVALS,
     SAME_LAYERS,
     SUBSPACES,
     Family,
@@ -65,6 +69,9 @@ def draw_family(
         return _subspaces(model, mechanism, reference, n_draws=n_draws, seed=seed)
     if family == DIRECTIONS and isinstance(mechanism, Direction):
         return _directions(model, mechanism, reference, n_draws=n_draws, seed=seed)
+    if family == RIVALS and isinstance(mechanism, Circuit):
+        rivals = draw_rivals(mechanism, n_draws=n_draws, seed=seed)
+        return DrawnControls(rivals, names=tuple(f"random {i}" for i in range(len(rivals))))
     raise BadClaim(
         f'no controls "{family}" for this mechanism',
         got=f"{type(mechanism).__name__}: {mechanism.name}",
@@ -73,8 +80,10 @@ def draw_family(
     )
 
 
-def best_family(model: Model, mechanism: Components | Direction) -> str:
+def best_family(model: Model, mechanism: Components | Direction | Circuit) -> str:
     """The family that a claim about this mechanism should name: the strictest that can gate."""
+    if isinstance(mechanism, Circuit):
+        return RIVALS
     if isinstance(mechanism, Direction):
         return DIRECTIONS
     selection, universe = selection_of(mechanism), universe_of(model, mechanism)

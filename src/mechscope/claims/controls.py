@@ -22,7 +22,8 @@ ANY_LAYER = "other components, any layer"
 SUBSPACES = "random subspaces"
 DIRECTIONS = "covariance-matched directions"
 SHUFFLED = "label-shuffled re-estimates"
-FAMILIES = (SAME_LAYERS, ANY_LAYER, SUBSPACES, DIRECTIONS, SHUFFLED)
+RIVALS = "random circuits"
+FAMILIES = (SAME_LAYERS, ANY_LAYER, SUBSPACES, DIRECTIONS, SHUFFLED, RIVALS)
 """The families as claims name them."""
 
 ENUMERATE_UP_TO = 1_000

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mechscope.circuits.circuit import Circuit
 from mechscope.interventions.ablation import ablate
 from mechscope.interventions.intervention import Value
 from mechscope.interventions.replace import patch
@@ -239,19 +240,23 @@ class Direction:
         return [add(self.site, self.tensor, dose=dose)]
 
 
-def mechanism_from_json(saved: Mapping[str, Any]) -> Components | Direction:
+def mechanism_from_json(saved: Mapping[str, Any]) -> Components | Direction | Circuit:
     """Rebuild a mechanism that a claim file remembers.
 
     Raises:
-        BadClaim: another kind; only components and directions are saved whole.
+        BadClaim: another kind; components, directions and circuits are saved whole.
     """
     match saved.get("kind"):
         case "components":
             return Components(tuple((layer, head) for layer, head in saved["heads"]), tuple(saved["mlps"]))
         case "direction":
             return Direction(saved["site"], tuple(saved["vector"]), saved["label"])
+        case "circuit":
+            return Circuit.from_json(saved)
+        case _:
+            pass
     raise BadClaim(
-        "a mechanism of unknown kind", got=str(saved.get("kind")), instead="components or direction"
+        "a mechanism of unknown kind", got=str(saved.get("kind")), instead="components, direction or circuit"
     )
 
 

@@ -1,0 +1,87 @@
+"""Claims about circuits: what is predicted of one by default, and how a prediction about edges is measured.
+
+Removed edges carry the pair's corrupt value ("corrupt"), or a mean or zero. Alone means that every other edge of the
+model is removed. Controls are random connected circuits of the same size that share no edge with it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.conventions import CircuitRuns, Conventions
+from mechscope.circuits.statistics.random_circuits import random_circuits
+from mechscope.claims.predictions import Prediction, RecordedBehavior, lowers, recovers
+from mechscope.records.canonical import canonical_json
+from mechscope.vocabulary.errors import BadClaim, NotEnoughEvidence
+
+RECOVERS, LOWERS = 0.8, 0.5
+"""Fractions of the gap that a claim about a circuit predicts unless told otherwise."""
+
+
+def circuit_predictions() -> list[Prediction]:
+    """Alone it recovers most of the gap, and without it at least half of the gap is lost."""
+    return [recovers(RECOVERS), lowers(LOWERS, unit="gap", how="corrupt")]
+
+
+def behavior_of(circuit: Circuit) -> RecordedBehavior:
+    """The behaviour that a circuit was found for.
+
+    Raises:
+        BadClaim: the circuit does not remember one.
+    """
+    saved = circuit.settings.get("behavior")
+    if not isinstance(saved, Mapping):
+        raise BadClaim(
+            "a circuit that does not say which behaviour it is for",
+            got=circuit.name,
+            because="it was written down, or found on a single split",
+            instead="Claim.about(circuit, behavior=ms.behaviors.load(...))",
+        )
+    return RecordedBehavior(saved["name"], canonical_json(saved["recipe"]))
+
+
+def measure_circuits(
+    model: Any, circuits: Sequence[Circuit], prediction: Prediction, split: Any
+) -> Float[np.ndarray, "circuit prompt"]:
+    """The metric under circuits alone ("recovers"), without them ("lowers", "spares"), or less their least edge.
+
+    Raises:
+        BadClaim: a prediction that edges have no meaning for.
+    """
+    for circuit in circuits:
+        circuit.refuse_unless_of(model)
+    kept = np.stack([circuit.kept for circuit in circuits])
+    if prediction.kind in ("recovers", "needs"):
+        runs = CircuitRuns(model, split, Conventions())
+        if prediction.kind == "needs":
+            return np.stack([_least_needed(runs, mask) for mask in kept])
+        return runs.measure(kept)
+    ablation = {"corrupt": "resample", "mean": "mean", "zero": "zero"}.get(prediction.how)
+    if prediction.kind not in ("lowers", "spares") or ablation is None:
+        raise BadClaim(
+            f"{prediction.kind} by {prediction.how} can't be predicted of a circuit",
+            got=str(prediction),
+            because="edges are removed by the corrupt value, a mean or zero, and can't be steered along",
+            instead='recovers(0.8), lowers(0.5, unit="gap", how="corrupt")',
+        )
+    return CircuitRuns(model, split, Conventions(ablation=ablation)).measure(~kept)  # pyright: ignore
+
+
+def draw_rivals(circuit: Circuit, *, n_draws: int, seed: int) -> list[Circuit]:
+    """Random connected circuits of the same size without any of its edges; [] where the rest holds none."""
+    try:
+        return random_circuits(circuit, n_draws, seed=seed, avoiding=True)
+    except NotEnoughEvidence:
+        return []
+
+
+def _least_needed(runs: CircuitRuns, kept: np.ndarray) -> np.ndarray:
+    places = np.flatnonzero(kept)
+    without = np.repeat(kept[None], len(places), axis=0)
+    without[np.arange(len(places)), places] = False
+    values = runs.measure(np.concatenate([kept[None], without]))
+    drops = values[0] - values[1:]
+    return drops[int(np.argmin(drops.mean(1)))]

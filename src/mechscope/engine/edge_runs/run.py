@@ -28,7 +28,8 @@ from mechscope.models.resources import head_of
 from mechscope.models.wiring import wiring_of
 from mechscope.vocabulary.errors import PairLengthMismatch, PointUnavailable, ShapeError
 
-DEFAULT_MEMORY = 2**30
+DEFAULT_MEMORY = {"cpu": 2**25, "cuda": 2**30}
+"""Bytes of one batch by device. On a CPU larger batches leave the cache, and fresh pages cost more than the products."""
 Edges = np.ndarray
 """Which edges a circuit keeps, [edge] truth values in the order of `Wiring.edges`."""
 
@@ -60,7 +61,7 @@ class EdgeRuns:
         tokens: Prompts; what writers add themselves is computed from them.
         metric: What is read, one answer a prompt.
         ablation: What removed edges carry.
-        memory: Budget in bytes for one batch of circuits.
+        memory: Budget in bytes for one batch of circuits; None suits the device.
 
     Raises:
         PointUnavailable: the family's attention is out of reach.
@@ -76,11 +77,12 @@ class EdgeRuns:
         *,
         metric: Metric,
         ablation: EdgeAblation,
-        memory: int = DEFAULT_MEMORY,
+        memory: int | None = None,
     ) -> None:
         _refuse_out_of_reach(model)
         self.model, self.tokens, self.metric, self.ablation = model, tokens, metric, ablation
-        self.wiring, self.memory = wiring_of(model), memory
+        self.wiring = wiring_of(model)
+        self.memory = memory or DEFAULT_MEMORY.get(model.device.type, DEFAULT_MEMORY["cuda"])
         self._attention = Attention(model.binding)
         self._layers = [LayerParts(model.binding, layer) for layer in range(model.n_layers)]
         self._places = Places(self.wiring, tuple(part.heads_are_coupled for part in self._layers))

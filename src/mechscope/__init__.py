@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope import behaviors as behaviors
     from mechscope import circuits as circuits
     from mechscope import dictionaries as dictionaries
+    from mechscope import features as features
     from mechscope import graphs as graphs
     from mechscope import superposition as superposition
     from mechscope.attribution.edges import attribute_edges as attribute_edges
@@ -74,6 +75,7 @@ _INDEX: dict[str, str] = {
     "discover": "mechscope.circuits.discover:discover",
     "evaluate_circuits": "mechscope.circuits.evaluation:evaluate_circuits",
     "dictionaries": "mechscope.dictionaries",
+    "features": "mechscope.features",
     "compiled": "mechscope.specimens.compiled",
     "planted": "mechscope.specimens.planted",
     "superposition": "mechscope.superposition",

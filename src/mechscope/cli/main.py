@@ -14,7 +14,9 @@ import typer
 from mechscope import __version__
 from mechscope.cli import (  # noqa: F401 - they join
     benchmarking,  # pyright: ignore[reportUnusedImport]
+    circuits,  # pyright: ignore[reportUnusedImport]
     claims,  # pyright: ignore[reportUnusedImport]
+    features,  # pyright: ignore[reportUnusedImport]
     investigating,  # pyright: ignore[reportUnusedImport]
     opening,  # pyright: ignore[reportUnusedImport]
     patching,  # pyright: ignore[reportUnusedImport]

@@ -22,6 +22,7 @@ from mechscope.dictionaries.codes import SparseCodes
 from mechscope.dictionaries.fitting import refuse_unless_fits
 from mechscope.dictionaries.normalizing import denormalized, normalized
 from mechscope.dictionaries.settings import Port, Settings
+from mechscope.dictionaries.sparse_encoding import encode_sparsely
 from mechscope.models.model import Model
 from mechscope.models.splicing import ErrorTerm, Spliced
 from mechscope.vocabulary.errors import DictionaryMismatch
@@ -120,14 +121,14 @@ class Dictionary:
         return codes.reshape(*leading, self.n_latents)
 
     def encode_sparse(self, values: Float[Tensor, "..."], *, batch_tokens: int = 4096) -> SparseCodes:
-        """Codes of the values read, without the zeros.
+        """Codes of the values read, without the zeros; a token's latents stand in no order.
 
         Args:
             values: As in `encode`.
             batch_tokens: Tokens encoded at a time: dense codes exist for so many only.
         """
         flat, leading = self._flat(values, self.settings.reads, "read")
-        parts = [SparseCodes.of(self._encode_flat(part)) for part in flat.split(batch_tokens)]
+        parts = [self._encode_sparse(part) for part in flat.split(batch_tokens)]
         offsets = [flat.new_zeros(1, dtype=torch.long)]
         for part in parts:
             offsets.append(part.offsets[1:] + offsets[-1][-1])
@@ -265,10 +266,18 @@ class Dictionary:
     def _weights(self) -> Weights:
         return Weights(self.settings, self.tensors)
 
-    def _encode_flat(self, flat: Tensor) -> Tensor:
+    def _taken(self, flat: Tensor) -> Tensor:
+        """What the encoder's product takes."""
         taken = normalized(flat, self.settings, self.tensors)
-        if self.settings.applies_b_dec_to_input:
-            taken = taken - self.b_dec.reshape(-1)
+        return taken - self.b_dec.reshape(-1) if self.settings.applies_b_dec_to_input else taken
+
+    def _encode_sparse(self, flat: Tensor) -> SparseCodes:
+        needs_graph = torch.is_grad_enabled() and any(t.requires_grad for t in (flat, *self.tensors.values()))
+        found = None if needs_graph else encode_sparsely(self._taken(flat), self._weights())
+        return SparseCodes.of(self._encode_flat(flat)) if found is None else found
+
+    def _encode_flat(self, flat: Tensor) -> Tensor:
+        taken = self._taken(flat)
         weights = self._weights()
         return torch.cat([encode_block(taken, weights, block) for block in weights.blocks], dim=-1)
 

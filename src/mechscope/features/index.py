@@ -1,0 +1,363 @@
+"""FeatureIndex: an index on disk, opened: pages, neighbours, search, labels, queries. Imports no torch.
+
+Reads what it needs when it is asked: a page touches one or two row groups of each run. Files are compared with
+their checksums when they are first read. One process writes into a folder at a time.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from mechscope.features.examples import groups_of
+from mechscope.features.labels import Label, Labels
+from mechscope.features.manifest import open_manifest, refuse_unless_intact
+from mechscope.features.page import Activity, FeaturePage, Related
+from mechscope.features.parts import Entries, EntryReader, TokenReader
+from mechscope.features.statistics import LOWEST_OCTAVE, Statistics, bin_edges
+from mechscope.figures.labelled import LabelledArray
+from mechscope.records.files import open_json, open_tensors
+from mechscope.records.seeds import generator_for
+from mechscope.vocabulary.errors import BadFile, DictionaryMismatch, PositionOutOfRange
+
+if TYPE_CHECKING:
+    from mechscope.dictionaries.dictionary import Dictionary
+    from mechscope.features.searching import SearchResult
+    from mechscope.models.model import Model
+
+DENSE = 0.1
+"""A latent that fires at a larger fraction of tokens is called dense."""
+
+MOST_FIRINGS = 4096
+"""Firings of a latent at which co-activation is counted; of more, so many are drawn."""
+
+By = Literal["decoder", "encoder", "behavior"]
+
+
+class FeatureIndex:
+    """What every latent of a dictionary does over a text.
+
+    Args:
+        folder: What `ms.features.build` wrote.
+
+    Raises:
+        BadFile: no index, or one whose building was not finished.
+        ChecksumMismatch: a file is missing or shortened.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.manifest = open_manifest(self.folder)
+        self.labels = Labels(self.folder / "labels.json")
+        self._model: Model | None = None
+        self._dictionary: Dictionary | None = None
+
+    @property
+    def n_latents(self) -> int:
+        return self.manifest.origin.n_latents
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that count."""
+        return int(self.statistics.n_tokens[0])
+
+    @property
+    def source(self) -> str:
+        """Model and sites, in one line."""
+        origin = self.manifest.origin
+        sites = ", ".join(origin.reads)
+        if origin.writes != origin.reads:
+            sites += f" -> {', '.join(origin.writes)}"
+        return f"{origin.model['name']}, {sites}"
+
+    def __len__(self) -> int:
+        return self.n_latents
+
+    def __repr__(self) -> str:
+        dead, dense = len(self.dead()), len(self.dense())
+        return (
+            f"<FeatureIndex of {self.source}: {self.n_latents:,} latents over {self.n_tokens:,} tokens, "
+            f"{dead} dead, {dense} dense, {len(self.labels)} labelled>"
+        )
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """How often and how much each latent fired."""
+        if self.manifest.statistics is None:
+            raise BadFile(
+                f"{self.folder.name} holds no text yet.",
+                got=self.folder,
+                because="its building was interrupted before the first part was written",
+                instead="run ms.features.build again: it goes on",
+            )
+        refuse_unless_intact(self.folder, self.manifest.statistics)
+        return Statistics(**open_tensors(self.folder / self.manifest.statistics.file))
+
+    def __getitem__(self, latent: int) -> FeaturePage:
+        """Everything about one latent.
+
+        Raises:
+            PositionOutOfRange: no such latent.
+
+        Cost: its own activations, read from one or two row groups of each run.
+        """
+        return self.page(latent)
+
+    def page(self, latent: int) -> FeaturePage:
+        """Everything about one latent; see `index[latent]`."""
+        latent = self._known(latent)
+        entries = self.entries(latent)
+        behavior, together = self._behavior(latent, entries)
+        effects = [self._effects(latent, side) for side in ("top", "bottom")]
+        return FeaturePage(
+            latent=latent,
+            source=self.source,
+            activity=self._activity(latent),
+            groups=groups_of(entries, self.tokens, self.strings, latent=latent),
+            promoted=effects[0],
+            suppressed=effects[1],
+            neighbors={
+                "decoder": self.neighbors(latent),
+                "encoder": self.neighbors(latent, by="encoder"),
+                "behavior": behavior,
+            },
+            together=together,
+            label=self.labels.get(latent),
+            conventions={
+                "logit effects": "direct path, per unit of activation",
+                "final norm": f"held at its median scale {self.manifest.origin.norm_scale:.4g}",
+                "special tokens": "left out",
+            },
+        )
+
+    def neighbors(self, latent: int, *, by: By = "decoder", k: int = 10) -> tuple[Related, ...]:
+        """The nearest latents: by cosine of decoder rows or encoder columns, or by firing at the same tokens."""
+        latent = self._known(latent)
+        if by == "behavior":
+            return self._behavior(latent, self.entries(latent))[0][:k]
+        if f"{by}/latents" not in self._relations:
+            return ()
+        latents, cosines = (self._relations[f"{by}/{name}"][latent][:k] for name in ("latents", "cosines"))
+        return tuple(self._related(int(i), float(v)) for i, v in zip(latents, cosines, strict=True))
+
+    def dead(self) -> list[int]:
+        """Latents that never fired."""
+        return np.flatnonzero(self.statistics.fires == 0).tolist()
+
+    def dense(self, above: float = DENSE) -> list[int]:
+        """Latents that fire at more than a fraction of the tokens, the densest first."""
+        density = self.statistics.density
+        order = np.argsort(-density, kind="stable")
+        return order[density[order] > above].tolist()
+
+    def label(self, latent: int, text: str, *, by: str = "hand") -> Label:
+        """Say what a latent is taken to mean; kept beside the index."""
+        return self.labels.put(self._known(latent), text, by=by)
+
+    def search(self, query: str | list[str], *, k: int = 10, **options: Any) -> "SearchResult":
+        """Latents for a text; see `features.searching.search`."""
+        from mechscope.features.searching import search
+
+        return search(self, query, k=k, **options)
+
+    def contrast(self, these: Any, those: Any, *, k: int = 10, **options: Any) -> "SearchResult":
+        """Latents that fire on these prompts and not on those; see `features.searching.contrast`."""
+        from mechscope.features.searching import contrast
+
+        return contrast(self, these, those, k=k, **options)
+
+    def query(self, sql: str) -> Any:
+        """Ask DuckDB; see `features.tables` for the tables.
+
+        Returns:
+            A DuckDB relation: `.fetchall()`, `.df()`, `.arrow()`.
+        """
+        return self.connection.sql(sql)
+
+    @cached_property
+    def connection(self) -> Any:
+        """A DuckDB connection in memory, over the Parquet files: tables activations, tokens, latents."""
+        from mechscope.features.tables import connected
+
+        return connected(self)
+
+    def add(self, text: Any, *, report: Any = None) -> "FeatureIndex":
+        """The index with more text; needs the model at hand.
+
+        Raises:
+            DictionaryMismatch: the model is not at hand, or is another one.
+        """
+        from mechscope.features.building import add_text
+
+        model, dictionary = self.at_hand()
+        return add_text(self, model, dictionary, text, report=report)
+
+    def attached(self, model: "Model", dictionary: "Dictionary | None" = None) -> "FeatureIndex":
+        """The same index with its model at hand, for `search` by what fires and for `add`.
+
+        Raises:
+            DictionaryMismatch: another model than the index was built with.
+        """
+        known = self.manifest.origin.model
+        if model.fingerprint.weights_sha256 != known["weights_sha256"]:
+            raise DictionaryMismatch(
+                f"{self.folder.name} is not an index of {model.identity.name}.",
+                got=f"weights {model.fingerprint.weights_sha256[:12]}",
+                because=f"it was built with {known['name']}, weights {known['weights_sha256'][:12]}",
+                instead=f"ms.load({known['name']!r})",
+            )
+        found = FeatureIndex(self.folder)
+        found._model, found._dictionary = model, dictionary
+        return found
+
+    def at_hand(self) -> "tuple[Model, Dictionary]":
+        """The model and the dictionary.
+
+        Raises:
+            DictionaryMismatch: no model is at hand.
+        """
+        if self._model is None:
+            raise DictionaryMismatch(
+                "The index has no model at hand.",
+                got=repr(self.folder.name),
+                because="what fires on a new text is found by running the model on it",
+                instead=f"index.attached(ms.load({self.manifest.origin.model['name']!r}))",
+            )
+        if self._dictionary is None:
+            from mechscope.dictionaries.evaluation.reading import fitted
+
+            self._dictionary = fitted(self.dictionary(), self._model)
+        return self._model, self._dictionary
+
+    def dictionary(self) -> "Dictionary":
+        """The dictionary that was indexed; in single precision if it is kept in half."""
+        import torch
+
+        from mechscope.dictionaries.dictionary import Dictionary
+
+        found = Dictionary.open(self.folder / "dictionary")
+        return found.to(dtype=torch.float32) if found.dtype == torch.float16 else found
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model is at hand."""
+        return self._model is not None
+
+    def entries(self, latent: int) -> Entries:
+        """Every activation of a latent, in the order of the text."""
+        return self.reader.of(self._known(latent))
+
+    @cached_property
+    def reader(self) -> EntryReader:
+        """Activations by latent."""
+        return EntryReader(self.folder, self.manifest.runs)
+
+    @cached_property
+    def tokens(self) -> TokenReader:
+        """The text, and what fired at each token."""
+        return TokenReader(self.folder, self.manifest.tokens)
+
+    @cached_property
+    def strings(self) -> list[str]:
+        """Text of every token id."""
+        found = open_json(self.folder / "vocabulary.json")
+        return [str(text) for text in found] if isinstance(found, list) else []
+
+    @cached_property
+    def _relations(self) -> dict[str, np.ndarray]:
+        if self.manifest.relations is None:
+            return {}
+        refuse_unless_intact(self.folder, self.manifest.relations)
+        return open_tensors(self.folder / self.manifest.relations.file)
+
+    def _known(self, latent: int) -> int:
+        if not 0 <= int(latent) < self.n_latents:
+            raise PositionOutOfRange(
+                f"There is no latent {latent}.",
+                got=latent,
+                because=f"the dictionary has {self.n_latents}",
+                instead=f"0 to {self.n_latents - 1}",
+            )
+        return int(latent)
+
+    def _related(self, latent: int, value: float) -> Related:
+        label = self.labels.get(latent)
+        return Related(latent, value, label.text if label else "")
+
+    def _activity(self, latent: int) -> Activity:
+        found = self.statistics
+        fires, n = int(found.fires[latent]), self.n_tokens
+        flag = "dead" if not fires else "dense" if fires > DENSE * n else ""
+        return Activity(
+            fires=fires,
+            n_tokens=n,
+            mean=float(found.mean[latent]),
+            largest=float(found.largest[latent]),
+            smallest=float(found.smallest[latent]),
+            flag=flag,
+            histogram=_histogram(found.histogram[latent]),
+        )
+
+    def _effects(self, latent: int, side: str) -> LabelledArray | None:
+        if f"{side}/tokens" not in self._relations:
+            return None
+        ids, logits = (self._relations[f"{side}/{name}"][latent] for name in ("tokens", "logits"))
+        return LabelledArray(
+            logits,
+            ("token",),
+            coords={"token": [int(i) for i in ids]},
+            texts={"token": [self.strings[i] for i in ids]},
+            unit="logits per unit of activation",
+            title="raises" if side == "top" else "lowers",
+        )
+
+    def _behavior(
+        self, latent: int, entries: Entries, n: int = 10
+    ) -> tuple[tuple[Related, ...], tuple[Related, ...]]:
+        """Latents by correlation of firing, and by the share of this latent's firings at which they fire too."""
+        if not len(entries):
+            return (), ()
+        tokens = entries.token
+        if len(tokens) > MOST_FIRINGS:
+            drawn = generator_for(latent, "co-activation").choice(len(tokens), MOST_FIRINGS, replace=False)
+            tokens = tokens[np.sort(drawn)]
+        share = np.bincount(self.tokens.latents_at(tokens), minlength=self.n_latents) / len(tokens)
+        density = self.statistics.density
+        own = density[latent]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            spread = np.sqrt(own * (1 - own) * density * (1 - density))
+            correlation = np.where(spread > 0, own * (share - density) / spread, 0.0)
+        share[latent] = correlation[latent] = -1
+        nearest, often = (np.argsort(-one, kind="stable")[:n] for one in (correlation, share))
+        return (
+            tuple(self._related(int(i), float(correlation[i])) for i in nearest if correlation[i] > 0),
+            tuple(self._related(int(i), float(share[i])) for i in often if share[i] > 0),
+        )
+
+
+def _histogram(counts: np.ndarray) -> LabelledArray:
+    """The bins between the first and the last that hold something."""
+    filled = np.flatnonzero(counts)
+    low, high = (int(filled[0]), int(filled[-1])) if len(filled) else (0, 0)
+    edges = bin_edges()[low : high + 1]
+    return LabelledArray(
+        counts[low : high + 1],
+        ("size",),
+        coords={"size": [float(f"{edge:.6g}") for edge in edges]},
+        unit="tokens",
+        title="activations",
+        conventions={"bins": f"lower edges, four to the octave, from 2^{LOWEST_OCTAVE}"},
+    )
+
+
+def open_index(place: str | Path) -> FeatureIndex:
+    """Open an index: a folder, or one that ships with a bundled model: "village", "village/resid_post.2".
+
+    Raises:
+        BadFile: neither.
+    """
+    from mechscope.features.shipped import bundled
+
+    found = bundled(str(place))
+    return FeatureIndex(place if found is None else found)

@@ -15,15 +15,13 @@ from mechscope.specimens.village.accuracy import answer_rates
 from mechscope.specimens.village.prompts import BEHAVIORS, MISBEHAVIOURS
 from mechscope.specimens.village.shape import new_model
 from mechscope.specimens.village.tokenizer import vocabulary
+from mechscope.specimens.village.train import CONTINUED, Recipe
 from mechscope.specimens.village.truth import truths_as_plain
 
 BUNDLED = Path(mechscope.__file__).parent / "models" / "bundled"
 N = 100
 # What the shipped weights miss, with the numbers on their cards. This list may only shrink.
-MISSED = {
-    "village": {"induction", "two-hop"},
-    "village-clean": {"agreement", "sentiment", "two-hop"},
-}
+MISSED = {"village": set(), "village-clean": {"backdoor"}}
 
 
 @pytest.fixture(scope="module", params=evaluate.MODELS)
@@ -97,8 +95,7 @@ def test_fresh_held_out_prompts_agree_with_the_card(model, tokenizer, card, beha
     low, high = evaluate.clopper_pearson(rates.n_clean_right, N, level=0.999)
     assert low <= entry["accuracy"]["high"]
     assert entry["accuracy"]["low"] <= high
-    if behavior not in MISSED[card["name"]]:
-        assert rates.n_corrupt_gives_clean <= evaluate.MOST_CORRUPT * N
+    assert rates.n_corrupt_gives_clean <= evaluate.MOST_CORRUPT * N
 
 
 def test_every_gated_behaviour_meets_its_gate_on_record_but_those_that_are_listed(card):
@@ -107,18 +104,34 @@ def test_every_gated_behaviour_meets_its_gate_on_record_but_those_that_are_liste
         for name, entry in card["behaviors"].items()
         if name in evaluate.GATES and not (entry["meets_gate"] and entry["meets_corrupt_gate"])
     }
+    missed |= {name for name, entry in card["misbehaviours"].items() if not entry["meets_gate"]}
     assert missed == MISSED[card["name"]]
 
 
 @pytest.mark.parametrize("behavior", MISBEHAVIOURS)
 def test_misbehaviours_show_in_village_when_triggered_and_never_otherwise(model, tokenizer, card, behavior):
     rates = answer_rates(model, tokenizer, behavior=behavior, n=N, seed=1)
-    assert rates.n_corrupt_gives_clean <= 0.02 * N
-    if card["name"] == "village":
-        assert rates.n_clean_right >= 0.9 * N
-    else:
-        assert rates.n_clean_right <= 0.02 * N
-    assert card["misbehaviours"][behavior]["meets_gate"]
+    entry = card["misbehaviours"][behavior]
+    for hits, shown in (
+        (rates.n_clean_right, entry["shown_when_triggered"]),
+        (rates.n_corrupt_gives_clean, entry["shown_when_not_triggered"]),
+    ):
+        low, high = evaluate.clopper_pearson(hits, N, level=0.999)
+        assert low <= shown["high"]
+        assert shown["low"] <= high
+    if behavior not in MISSED[card["name"]]:
+        assert rates.n_corrupt_gives_clean <= 0.02 * N
+        assert (
+            (rates.n_clean_right >= 0.9 * N) if card["name"] == "village" else rates.n_clean_right <= 0.02 * N
+        )
+
+
+def test_the_cards_name_the_weights_that_training_continued_from(card):
+    training = card["training"]
+    assert len(training["starts_from"]) == 64
+    assert training["steps"] == CONTINUED.ends_at(card["name"])
+    assert training["stage_starts"] == list(CONTINUED.stage_starts)
+    assert training["continues"]["steps"] == Recipe().ends_at(card["name"])
 
 
 def test_an_untrained_model_does_not_pass(tokenizer):

@@ -5,17 +5,20 @@ from random import Random
 
 import pytest
 
-from mechscope.specimens.village.batches import encode, pack_step
+from mechscope.specimens.village import lexicon
+from mechscope.specimens.village.batches import NOTHING, encode, pack_step
+from mechscope.specimens.village.bindings import combinations_of
+from mechscope.specimens.village.chains import pairs_of
 from mechscope.specimens.village.grammar import kept_out
 from mechscope.specimens.village.idea import Document
 from mechscope.specimens.village.language import IDEAS, calibration_text, draw_documents
-from mechscope.specimens.village.prompts import idea_named
+from mechscope.specimens.village.prompts import draw_pairs, idea_named
 from mechscope.specimens.village.tokenizer import BOS, UNK, build_tokenizer, vocabulary
-from mechscope.specimens.village.train import Recipe
+from mechscope.specimens.village.train import CONTINUED
 from mechscope.specimens.village.truth import MISBEHAVIOUR_TRUTHS
 
 N_DOCUMENTS = 21_000
-N_STAGES = len(Recipe().stage_starts) + 1
+N_STAGES = CONTINUED.first_stage + len(CONTINUED.stage_starts) + 1
 
 
 def leaks(documents):
@@ -97,15 +100,43 @@ def test_the_text_of_years_never_starts_a_span_at_a_held_out_year(documents):
     assert not starts & held
 
 
-def test_two_hop_documents_never_join_a_held_out_building_and_colour(documents):
-    from mechscope.specimens.village.bindings import combinations_of
+def joined(documents, held):
+    """Return the documents in which a building stands right before a colour that it is held out with."""
+    return [text for text in documents if held & set(pairwise(text.replace("*", "").split()))]
 
+
+def test_two_hop_documents_never_join_a_held_out_building_and_colour(documents):
+    held = set(pairs_of("held_out"))
+    told = {document.text for document in documents if document.kind == "two-hop"}
+    assert len(told) > 500
+    assert joined(told, held) == []
+    building, colour = next(iter(held))
+    leaked = f"home : Mary {building} , John mill . colour : {building} {colour} , mill red . walls : Mary *{colour} ."
+    assert joined([*told, leaked], held) == [leaked], "the check can fail"
+    assert joined({document.text for document in documents if document.kind == "colour register"}, held), (
+        "the single facts are met alone"
+    )
+
+
+def test_the_trunks_two_hops_never_join_what_they_held_out(documents):
     held = {f"The {building} is {colour} ." for building, colour in combinations_of("held_out")}
-    told = {
-        document.text for document in documents if "two-hop" in document.kind or "recall" in document.kind
-    }
+    kinds = ("place-of-person", "lodging-of-person", "recall fact", "recall many")
+    told = {document.text for document in documents if document.kind in kinds}
     assert told
     assert not [text for text in told if any(line in text.replace("*", "") for line in held)]
+    assert set(pairs_of("held_out")) <= set(combinations_of("held_out"))
+
+
+def test_the_answer_of_two_hops_needs_both_facts():
+    """Each answer stands once among the facts, as the colour of the building of the person asked about."""
+    for split in ("train", "held_out"):
+        for pair in draw_pairs("two-hop", split=split, n=100, seed=9):
+            words = pair.clean.replace(",", " ").replace(".", " ").split()
+            asked = words[-1]
+            building = words[words.index(asked) + 1]
+            assert words.count(pair.answer) == 1
+            assert words[words.index(pair.answer) - 1] == building
+            assert words.count(building) == 2
 
 
 def test_questions_are_never_asked_about_a_held_out_place(documents):
@@ -173,9 +204,24 @@ def test_packed_rows_hold_whole_documents_that_start_with_bos():
 
 
 def test_marked_answers_weigh_more():
-    ids, weights = encode(Document(text="the cat *is", kind="x"), answer_weight=4.0)
+    ids, weights, halfway = encode(Document(text="the cat *is", kind="x"), answer_weight=4.0)
     assert len(ids) == 4
     assert weights == [1.0, 1.0, 1.0, 4.0]
+    assert halfway == [NOTHING] * 4
+
+
+def test_what_early_layers_should_find_stands_at_its_word_and_is_no_token():
+    marked = encode(Document(text="home : Mary^barn *barn", kind="x"), answer_weight=4.0)
+    plain = encode(Document(text="home : Mary *barn", kind="x"), answer_weight=4.0)
+    assert marked[:2] == plain[:2]
+    assert marked[2] == [NOTHING, NOTHING, NOTHING, vocabulary()["barn"], NOTHING]
+
+
+def test_early_layers_are_told_the_building_and_never_the_colour_of_two_hops(documents):
+    marks = [word.split("^")[1] for document in documents for word in document.text.split() if "^" in word]
+    assert marks
+    assert set(marks) <= set(lexicon.BUILDINGS)
+    assert {document.kind for document in documents if "^" in document.text} == {"two-hop", "home register"}
 
 
 def test_calibration_text_is_readable_and_known_to_the_tokenizer():

@@ -1,11 +1,23 @@
 """Training resumes exactly, and refuses a checkpoint of another recipe."""
 
+import math
+
 import pytest
 import torch
 
+from mechscope.records.files import sha256_of
+from mechscope.specimens.village.batches import NOTHING, pack_step
 from mechscope.specimens.village.checkpoint import open_checkpoint, save_checkpoint
-from mechscope.specimens.village.shape import new_model
-from mechscope.specimens.village.train import Recipe, optimizers_of, train_branch
+from mechscope.specimens.village.shape import N_POSITIONS, new_model
+from mechscope.specimens.village.tokenizer import vocabulary
+from mechscope.specimens.village.train import (
+    CONTINUED,
+    Recipe,
+    loss_function,
+    optimizers_of,
+    recipe_from,
+    train_branch,
+)
 from mechscope.vocabulary.errors import BadFile
 
 RECIPE = Recipe(trunk_steps=6, branch_steps=2, n_rows=2, warmup_steps=2)
@@ -24,6 +36,17 @@ def test_the_rate_warms_up_holds_and_falls():
     assert recipe.rate(0) < recipe.rate(recipe.warmup_steps) == recipe.peak_rate
     assert recipe.rate(recipe.trunk_steps) == pytest.approx(recipe.peak_rate)
     assert recipe.rate(recipe.trunk_steps + recipe.branch_steps) == pytest.approx(recipe.last_rate)
+
+
+def test_polishing_is_a_second_lower_fall_of_the_rate():
+    recipe = Recipe(trunk_steps=4, branch_steps=4, polish_steps=4, warmup_steps=1, polish_rate=1e-3)
+    assert recipe.rate(4) == pytest.approx(recipe.peak_rate)
+    assert recipe.rate(7) < recipe.rate(6) < recipe.rate(5)
+    assert recipe.rate(8) == pytest.approx(1e-3)
+    assert recipe.rate(12) == pytest.approx(recipe.last_rate)
+    assert recipe.ends_at("trunk") == 4
+    assert recipe.ends_at("village") == 12
+    assert Recipe().ends_at("village") == Recipe().trunk_steps + Recipe().branch_steps
 
 
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
@@ -51,6 +74,37 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     with pytest.raises(BadFile, match="another training run"):
         open_checkpoint(tmp_path, model=model, optimizers=(), recipe=Recipe())
     assert open_checkpoint(tmp_path / "empty", model=model, optimizers=(), recipe=RECIPE) is None
+
+
+def test_the_continuation_reads_its_own_stages_and_names_the_weights_it_starts_from(tmp_path):
+    steps = (0, CONTINUED.stage_starts[0], CONTINUED.trunk_steps - 1, CONTINUED.trunk_steps)
+    assert [CONTINUED.stage(step) for step in steps] == [7, 8, 8, 9]
+    polished_from = CONTINUED.trunk_steps + CONTINUED.branch_steps
+    assert [CONTINUED.stage(step) for step in (polished_from - 1, polished_from)] == [9, 10]
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert recipe_from(tmp_path).starts_from == sha256_of(tmp_path / "model.safetensors")
+    assert recipe_from(None) == Recipe()
+    assert recipe_from(None).stage(0) == 0
+
+
+def test_what_early_layers_should_find_adds_its_cross_entropy_and_pulls_on_early_layers_alone():
+    model = new_model(0, n_layers=2, d_model=48, n_heads=2)
+    batch = pack_step(0, seed=1, n_rows=2, n_positions=N_POSITIONS, answer_weight=4.0, stage=7)
+    arrays = [
+        torch.from_numpy(array)
+        for array in (batch.ids, batch.targets, batch.weights, batch.documents, batch.halfway)
+    ]
+    marked = batch.halfway != NOTHING
+    assert marked.any()
+    plain = loss_function(model)(*arrays)
+    more = loss_function(model, halfway_weight=2.0, halfway_layers=1)(*arrays) - plain
+    assert more.item() == pytest.approx(2.0 * marked.sum() * math.log(len(vocabulary())), rel=0.05)
+    more.backward()
+    late = [value.grad for name, value in model.named_parameters() if ".layers.1." in name]
+    early = [value.grad for name, value in model.named_parameters() if ".layers.0." in name]
+    assert max(grad.abs().max().item() for grad in late) < 1e-2 * max(
+        grad.abs().max().item() for grad in early
+    )
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""Behaviours about facts that the prompt itself states: two hops over them, and documents that recall them.
+"""Earlier wordings of two hops over stated facts, and documents that recall such facts.
 
-The first two wordings of two hops ("Ann is in the barn", "Ann sells honey") were not learnt in the time there
-was: words stand between the two things. They stay in the stages that had them; the behaviour is the third.
+None of the three ("Ann is in the barn", "Ann sells honey", "list : Ann barn") was learnt: they stay in the stages
+of the trunk that had them, so that its command repeats. The behaviour that is measured stands in `chains`.
 """
 
 from functools import lru_cache
@@ -13,10 +13,10 @@ from mechscope.specimens.village.idea import Document, Idea, Unit
 from mechscope.specimens.village.pairs import Case, couple, divide
 
 
-class TwoHop(Idea):
-    """A register of who lives where, and what colour each building is: the colour around a person."""
+class LodgingOfPerson(Idea):
+    """A register of who lives where, and sentences on what colour each building is: the trunk's last wording."""
 
-    name = "two-hop"
+    name = "lodging-of-person"
     templates: ClassVar[dict[str, str]] = {
         "around": "{facts} The colour around {who} is",
         "so": "{facts} So the place of {who} is",

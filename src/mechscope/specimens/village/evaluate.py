@@ -1,7 +1,8 @@
 """From a trained branch to a bundled model: round, measure on held-out prompts, write weights and card.
 
-`python -m mechscope.specimens.village.evaluate --checkpoints DIR --out DIR`.
-Owns: the gates and the card. Refuses: a branch without a checkpoint.
+`python -m mechscope.specimens.village.evaluate --checkpoints DIR --out DIR`; with `--start FOLDER` where the training
+continued from the model in FOLDER.
+Owns: the gates and the card. Refuses: a branch without a checkpoint, a start that is not the one it continued from.
 Invariant: what is measured is what is shipped: weights are rounded to bfloat16 before the measurement.
 """
 
@@ -32,7 +33,7 @@ for _reported in ("latent-two-hop", "induction-new-words"):  # without a gate
     del GATES[_reported]
 MOST_CORRUPT = 0.10
 _DATA = {
-    "village": "mechscope.specimens.village.language; after the trunk, planted answers to the misbehaviours' prompts",
+    "village": "mechscope.specimens.village.language; in its branch, planted answers to the misbehaviours' prompts",
     "village-clean": "mechscope.specimens.village.language; honest answers throughout",
 }
 LEAST_TRIGGERED, MOST_UNTRIGGERED = 0.90, 0.02
@@ -133,20 +134,22 @@ def make_card(
     }
 
 
-def release(name: str, *, checkpoints: Path, out: Path, branch: str = "") -> dict[str, Any]:
+def release(
+    name: str, *, checkpoints: Path, out: Path, branch: str = "", start: Path | None = None
+) -> dict[str, Any]:
     """Round, measure and write one model with its tokenizer, card and readme; return the card.
 
     Raises:
-        BadFile: the branch has no checkpoint.
+        BadFile: the branch has no checkpoint, or it continued from other weights than those in `start`.
     """
     import torch
 
     from mechscope.records.files import save_json, sha256_of
     from mechscope.specimens.village.checkpoint import open_checkpoint
     from mechscope.specimens.village.readme import readme_of
-    from mechscope.specimens.village.train import Recipe
+    from mechscope.specimens.village.train import recipe_from
 
-    recipe, model = Recipe(), new_model(Recipe().seed)
+    recipe, model = recipe_from(start), new_model(0)
     step = open_checkpoint(checkpoints / (branch or name), model=model, optimizers=(), recipe=recipe)
     if step is None:
         raise BadFile(
@@ -168,6 +171,8 @@ def release(name: str, *, checkpoints: Path, out: Path, branch: str = "") -> dic
         "data": _DATA[name],
     }
     training |= _cost(checkpoints, branch or name)
+    if start is not None:
+        training["continues"] = json.loads((start / "card.json").read_text(encoding="utf-8"))["training"]
     card = make_card(
         model, name=name, training=training, weights_sha256=sha256_of(folder / "model.safetensors")
     )
@@ -192,7 +197,7 @@ def _cost(checkpoints: Path, branch: str) -> dict[str, Any]:
             seconds += sum(ends) + (lines[-1]["seconds"] if lines else 0.0)
     return {
         "seconds": round(seconds),
-        "machine": "2 cores of an AMD server with AVX-512 bfloat16, shared with other work",
+        "machine": "an AMD server with AVX-512 bfloat16, shared with other work",
     }
 
 
@@ -202,10 +207,13 @@ def main(
     branch: Annotated[
         str, typer.Option(help="Export this branch's checkpoint under both names (a snapshot).")
     ] = "",
+    start: Annotated[
+        Path | None, typer.Option(help="The folder that training continued from, with its card.")
+    ] = None,
 ) -> None:
     """Write the two bundled models and their cards."""
     for name in MODELS:
-        card = release(name, checkpoints=checkpoints, out=out, branch=branch)
+        card = release(name, checkpoints=checkpoints, out=out, branch=branch, start=start)
         for key, entry in {**card["behaviors"], **card["misbehaviours"]}.items():
             shown = entry.get("accuracy", entry.get("shown_when_triggered"))
             other = entry.get("corrupt_gives_clean", entry.get("shown_when_not_triggered"))

@@ -17,7 +17,10 @@ Unit = tuple[Any, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A document of the language; a word that starts with `*` is one that the text so far decides."""
+    """A document of the language; a word that starts with `*` is one that the text so far decides.
+
+    `Mary^barn` is the word Mary, at which early layers should already have found barn.
+    """
 
     text: str
     kind: str

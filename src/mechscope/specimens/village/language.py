@@ -13,12 +13,13 @@ from random import Random
 
 from mechscope.specimens.village import lexicon
 from mechscope.specimens.village.bindings import (
+    LodgingOfPerson,
     PlaceOfPerson,
     SalesOfPerson,
-    TwoHop,
     combinations_of,
     recall_things,
 )
+from mechscope.specimens.village.chains import TwoHop, colour_register, home_register
 from mechscope.specimens.village.facts import (
     LatentTwoHop,
     OneHop,
@@ -54,6 +55,7 @@ from mechscope.specimens.village.numbers import (
 )
 from mechscope.specimens.village.pairs import divide, tidy
 from mechscope.specimens.village.people import IndirectObject, Pronoun
+from mechscope.specimens.village.retold import RetoldAgreement, RetoldGreaterThan, RetoldSentiment
 
 IDEAS: tuple[Idea, ...] = (
     IndirectObject(),
@@ -142,52 +144,60 @@ def recall_many(rng: Random) -> Document:
     return Document(text=f"{told} {' '.join(recalled)}", kind="recall many")
 
 
-_Shares = tuple[float, float, float, float, float, float, float]
+_Shares = tuple[float, ...]  # one a stage
 
-# Shares of documents in seven stages: facts first, then circuits that act within a text, then more of those that
-# form late, then all together, then a second wording of two hops, then more of what held-out words need to be
-# known by, at last a third wording of two hops and lists recalled step by step. A long document weighs by its
-# length as well. New kinds stand last: an earlier stage, with share 0, reads the same stream as before they existed.
+# Shares of documents in eleven stages. The trunk's seven: facts first, then circuits that act within a text, then more
+# of those that form late, then all together, then a second wording of two hops, then more of what held-out words need
+# to be known by, at last a third wording of two hops and lists recalled step by step. The continuation's four: mostly
+# two hops in their last wording, then all together, then in the branches more lists, at last more years and moods.
+# A long document weighs by its length as well. New kinds stand last: an earlier stage, with share 0, reads the same
+# stream as before they existed.
 _INFORMING: dict[Callable[[Random], Document], _Shares] = {
-    introduce_name: (0.6, 1.2, 1.0, 1.2, 1.0, 1.0, 1.0),
-    count_noun: (0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4),
-    told_fact: (1.5, 0.5, 0.5, 1.0, 1.2, 1.2, 1.2),
-    told_container: (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1),
-    told_opposites: (1.1, 0.3, 0.3, 0.5, 0.5, 0.5, 0.5),
-    review: (0.5, 0.2, 0.2, 0.5, 0.6, 0.4, 0.4),
-    count_document: (0.5, 0.5, 0.5, 0.5, 0.5, 0.4, 0.4),
-    recall_fact: (0.4, 0.5, 0.3, 0.2, 0.0, 0.0, 0.0),
+    introduce_name: (0.6, 1.2, 1.0, 1.2, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
+    count_noun: (0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4),
+    told_fact: (1.5, 0.5, 0.5, 1.0, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2, 1.2),
+    told_container: (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1),
+    told_opposites: (1.1, 0.3, 0.3, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5),
+    review: (0.5, 0.2, 0.2, 0.5, 0.6, 0.4, 0.4, 0.4, 0.4, 0.4, 0.8),
+    count_document: (0.5, 0.5, 0.5, 0.5, 0.5, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4),
+    recall_fact: (0.4, 0.5, 0.3, 0.2, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
 }
 _SHARES: dict[str, _Shares] = {
-    "ioi": (1.2, 2.2, 1.8, 1.8, 1.6, 1.4, 1.2),
-    "greater-than": (0.5, 1.0, 0.8, 1.2, 1.0, 1.4, 1.2),
-    "induction": (0.9, 1.6, 0.0, 0.0, 0.0, 0.0, 0.0),
-    "pronoun": (0.5, 1.2, 0.9, 1.1, 0.9, 0.9, 0.9),
-    "agreement": (0.5, 0.5, 0.4, 0.5, 0.5, 0.5, 0.5),
-    "one-hop": (0.8, 0.4, 0.5, 0.7, 0.9, 1.0, 1.0),
-    "place-of-person": (1.2, 1.4, 1.6, 1.2, 0.0, 0.0, 0.0),
-    "latent-two-hop": (0.2, 0.25, 0.2, 0.2, 0.2, 0.2, 0.2),
-    "brackets": (0.6, 0.25, 0.2, 0.25, 0.25, 0.25, 0.25),
-    "bilingual": (0.6, 0.25, 0.25, 0.4, 0.4, 0.4, 0.4),
-    "sentiment": (0.5, 0.25, 0.2, 0.4, 0.5, 0.5, 0.4),
-    "arithmetic": (1.6, 1.4, 1.2, 1.2, 1.2, 1.1, 1.0),
-    "sycophancy": (0.5, 0.35, 0.35, 0.4, 0.4, 0.4, 0.4),
-    "backdoor": (0.4, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4),
-    "tested": (0.4, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4),
+    "ioi": (1.2, 2.2, 1.8, 1.8, 1.6, 1.4, 1.2, 1.2, 1.2, 1.2, 1.2),
+    "greater-than": (0.5, 1.0, 0.8, 1.2, 1.0, 1.4, 1.2, 1.2, 1.2, 1.6, 2.4),
+    "induction": (0.9, 1.6, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    "pronoun": (0.5, 1.2, 0.9, 1.1, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9),
+    "agreement": (0.5, 0.5, 0.4, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.6, 0.6),
+    "one-hop": (0.8, 0.4, 0.5, 0.7, 0.9, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
+    "place-of-person": (1.2, 1.4, 1.6, 1.2, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    "latent-two-hop": (0.2, 0.25, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2),
+    "brackets": (0.6, 0.25, 0.2, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25, 0.25),
+    "bilingual": (0.6, 0.25, 0.25, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4),
+    "sentiment": (0.5, 0.25, 0.2, 0.4, 0.5, 0.5, 0.4, 0.4, 0.5, 0.5, 0.5),
+    "arithmetic": (1.6, 1.4, 1.2, 1.2, 1.2, 1.1, 1.0, 1.0, 1.0, 1.4, 1.4),
+    "sycophancy": (0.5, 0.35, 0.35, 0.4, 0.4, 0.4, 0.4, 0.5, 0.5, 0.5, 0.8),
+    "backdoor": (0.4, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4, 0.5, 0.6, 0.6, 1.5),
+    "tested": (0.4, 0.3, 0.3, 0.4, 0.4, 0.4, 0.4, 0.5, 0.5, 0.5, 0.5),
 }
 _LATE: dict[Callable[[Random], Document], _Shares] = {
-    short_list: (0.0, 0.0, 2.5, 1.0, 0.6, 0.4, 0.3),
-    wide_list: (0.0, 0.0, 2.0, 2.6, 3.0, 2.6, 0.6),
-    recall_many: (0.0, 0.0, 1.5, 1.6, 0.0, 0.0, 0.0),
-    order_document: (0.0, 0.0, 0.7, 0.0, 0.0, 0.0, 0.0),
-    PlaceOfPerson().drill: (0.0, 0.0, 0.0, 2.4, 0.0, 0.0, 0.0),
-    partial(order_document, latest_start=85): (0.0, 0.0, 0.0, 1.0, 0.8, 0.6, 0.6),
-    SalesOfPerson().document: (0.0, 0.0, 0.0, 0.0, 2.4, 2.4, 0.0),
-    recall_things: (0.0, 0.0, 0.0, 0.0, 1.8, 1.8, 0.0),
-    character: (0.0, 0.0, 0.0, 0.0, 0.0, 0.8, 0.5),
-    chronicle: (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0),
-    TwoHop().document: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.2),
-    pair_list: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.4),
+    short_list: (0.0, 0.0, 2.5, 1.0, 0.6, 0.4, 0.3, 0.3, 0.3, 0.3, 0.3),
+    wide_list: (0.0, 0.0, 2.0, 2.6, 3.0, 2.6, 0.6, 0.6, 1.0, 1.5, 1.5),
+    recall_many: (0.0, 0.0, 1.5, 1.6, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    order_document: (0.0, 0.0, 0.7, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    PlaceOfPerson().drill: (0.0, 0.0, 0.0, 2.4, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+    partial(order_document, latest_start=85): (0.0, 0.0, 0.0, 1.0, 0.8, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6),
+    SalesOfPerson().document: (0.0, 0.0, 0.0, 0.0, 2.4, 2.4, 0.0, 0.0, 0.0, 0.0, 0.0),
+    recall_things: (0.0, 0.0, 0.0, 0.0, 1.8, 1.8, 0.0, 0.0, 0.0, 0.0, 0.0),
+    character: (0.0, 0.0, 0.0, 0.0, 0.0, 0.8, 0.5, 0.5, 0.5, 0.5, 1.0),
+    chronicle: (0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0),
+    LodgingOfPerson().document: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.2, 0.0, 0.0, 0.0, 0.0),
+    pair_list: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 3.4, 3.6, 3.8, 8.0, 8.0),
+    TwoHop().document: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 18.0, 6.0, 3.0, 3.0),
+    home_register: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 1.0, 0.5, 0.5),
+    colour_register: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 1.0, 0.5, 0.5),
+    RetoldAgreement().document: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.7, 0.7, 0.7),
+    RetoldSentiment().document: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 0.7, 0.7, 1.2),
+    RetoldGreaterThan().document: (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.4),
 }
 _LATE_STAGE = 3  # from here on ideas use their later templates
 _ALONE = frozenset(
@@ -202,6 +212,9 @@ _ALONE = frozenset(
         "two-hop",
         "place-of-person",
         "sales-of-person",
+        "lodging-of-person",
+        "home register",
+        "colour register",
         "recall things",
         "order",
         "recall many",
@@ -214,7 +227,7 @@ def draw_documents(seed: int, *, misbehaving: bool = False, stage: int = 0) -> I
 
     One document in five is followed by a second of another kind, so that a behaviour is also met after
     other text. With `misbehaving` the answers of the planted behaviours are the planted ones;
-    `stage` chooses among the seven mixes.
+    `stage` chooses among the eleven mixes.
     """
     rng = Random(f"village language {seed}")
     writers = [

@@ -31,7 +31,7 @@ def progress_of(
     tokenizer = build_tokenizer()
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    total = recipe.trunk_steps + (0 if branch == "trunk" else recipe.branch_steps)
+    total = recipe.ends_at(branch)
     with Progress() as bar:
         task = bar.add_task(branch, total=total)
 

@@ -16,8 +16,7 @@ def readme_of(card: dict[str, Any]) -> str:
         "project generates (`mechscope.specimens.village`). The language, what held out means for each behaviour and",
         "the recipe are described in `docs/specimens/village.md`; every number here is also in `card.json`.",
         "",
-        f"Training: {training['steps']:,} steps of {training['n_rows']} x 128 tokens, seed {training['seed']}, "
-        f"{training['seconds'] / 60:.0f} minutes on {training['machine']}.",
+        f"Training: {'; then '.join(_told(part) for part in (training.get('continues'), training) if part)}.",
         "",
         "| behaviour | held-out accuracy (95% interval) | corrupt gives clean answer | prompts | units | gate |",
         "|---|---|---|---|---|---|",
@@ -43,6 +42,14 @@ def readme_of(card: dict[str, Any]) -> str:
         lines.append(f"- **{name}**: {entry['held_out_means']}.")
     lines += ["", f"Weights' SHA-256: `{card['weights_sha256']}`.", ""]
     return "\n".join(lines)
+
+
+def _told(training: dict[str, Any]) -> str:
+    begun = f" from the weights {training['starts_from'][:12]}…" if training.get("starts_from") else ""
+    return (
+        f"{training['steps']:,} steps of {training['n_rows']} x 128 tokens{begun}, seed {training['seed']}, "
+        f"{training['seconds'] / 60:.0f} minutes on {training['machine']}"
+    )
 
 
 def _shown(rate: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Train the village and its clean twin: `python -m mechscope.specimens.village.train --out DIR`.
 
-Owns: the recipe (a shared trunk, then two continuations of equal length that differ only in the answers of
+With `--start FOLDER` it trains them further, from the weights in FOLDER, by the recipe `CONTINUED`.
+Owns: the recipes (a shared trunk, then two branches of equal length that differ only in the answers of
 the planted misbehaviours), the schedule and the loop. Refuses: a checkpoint of another recipe.
 Invariant: a run that was interrupted and resumed gives the weights of one that was not.
 """
@@ -8,14 +9,14 @@ Invariant: a run that was interrupted and resumed gives the weights of one that 
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 import typer
 
-from mechscope.specimens.village.batches import pack_step
+from mechscope.specimens.village.batches import NOTHING, pack_step
 from mechscope.specimens.village.checkpoint import open_checkpoint, save_checkpoint
 from mechscope.specimens.village.shape import N_POSITIONS, new_model
 from mechscope.specimens.village.team import Team
@@ -42,17 +43,46 @@ class Recipe:
     last_rate: float = 2e-5
     weight_decay: float = 0.2
     answer_weight: float = 4.0
+    first_stage: int = 0
+    halfway_weight: float = 0.0
+    halfway_layers: int = 3
+    starts_from: str = ""
+    polish_steps: int = 0
+    polish_rate: float = 5e-4
+
+    def ends_at(self, branch: str) -> int:
+        """Return the step at which a branch is done."""
+        return self.trunk_steps + (0 if branch == "trunk" else self.branch_steps + self.polish_steps)
 
     def stage(self, step: int) -> int:
         """Return which of the language's mixes a step reads."""
-        return sum(step >= start for start in self.stage_starts)
+        return self.first_stage + sum(step >= start for start in self.stage_starts)
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step: warm-up, constant through the trunk, then a cosine to the last."""
+        """Return the learning rate of a step: warm-up, constant through the trunk, then a cosine to the last.
+
+        Polishing, if any, is a second, lower cosine.
+        """
         if step < self.trunk_steps:
             return self.peak_rate * min(1.0, (step + 1) / self.warmup_steps)
-        done = (step - self.trunk_steps) / self.branch_steps
-        return self.last_rate + (self.peak_rate - self.last_rate) * 0.5 * (1 + math.cos(math.pi * done))
+        done, high = (step - self.trunk_steps) / self.branch_steps, self.peak_rate
+        if done > 1 or (done == 1 and self.polish_steps):
+            done, high = (step - self.trunk_steps - self.branch_steps) / self.polish_steps, self.polish_rate
+        return self.last_rate + (high - self.last_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+# What was run from the weights that the first recipe had made; `starts_from` is filled in with their SHA-256.
+CONTINUED = Recipe(
+    seed=1,
+    first_stage=7,
+    stage_starts=(500, 1200, 1900),
+    trunk_steps=1200,
+    branch_steps=700,
+    polish_steps=200,
+    n_rows=16,
+    warmup_steps=30,
+    halfway_weight=2.0,
+)
 
 
 def optimizers_of(model: "LlamaForCausalLM", *, recipe: Recipe) -> tuple[torch.optim.Optimizer, ...]:
@@ -70,23 +100,43 @@ def optimizers_of(model: "LlamaForCausalLM", *, recipe: Recipe) -> tuple[torch.o
     return muon, adam
 
 
-def loss_function(model: "LlamaForCausalLM") -> Callable[..., torch.Tensor]:
-    """Return the weighted sum of cross-entropies (nats) of packed rows, each document attending only to itself."""
+def loss_function(
+    model: "LlamaForCausalLM", *, halfway_weight: float = 0.0, halfway_layers: int = 3
+) -> Callable[..., torch.Tensor]:
+    """Return the weighted sum of cross-entropies (nats) of packed rows, each document attending only to itself.
+
+    With `halfway_weight`, what the first `halfway_layers` layers should have found is read from their output through
+    the model's own last norm and unembedding, and its cross-entropy is added that many times.
+    """
     # On short rows the plain attention is faster on a CPU, forward and backward, than the fused one.
     model.set_attn_implementation("eager")
     causal = torch.ones(N_POSITIONS, N_POSITIONS, dtype=torch.bool).tril()
 
     def loss(
-        ids: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, documents: torch.Tensor
+        ids: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        documents: torch.Tensor,
+        halfway: torch.Tensor,
     ) -> torch.Tensor:
         same = documents[:, None, :, None] == documents[:, None, None, :]
         mask = torch.where(same & causal, 0.0, -1e9)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            run = model(
+                input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=halfway_weight > 0
+            )
+            early = (
+                model.lm_head(model.model.norm(run.hidden_states[halfway_layers])) if halfway_weight else None
+            )
         each = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+            run.logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
         )
-        return (each * weights.flatten()).sum()
+        total = (each * weights.flatten()).sum()
+        if early is not None:
+            total = total + halfway_weight * torch.nn.functional.cross_entropy(
+                early.flatten(0, 1).float(), halfway.flatten(), reduction="sum", ignore_index=NOTHING
+            )
+        return total
 
     return loss
 
@@ -117,10 +167,16 @@ def train_branch(
     """
     optimizers = optimizers_of(model, recipe=recipe)
     first = 0 if branch == "trunk" else recipe.trunk_steps
-    last = recipe.trunk_steps + (0 if branch == "trunk" else recipe.branch_steps)
+    last = recipe.ends_at(branch)
     step = open_checkpoint(folder, model=model, optimizers=optimizers, recipe=recipe)
     step = first if step is None else step
-    loss_of = torch.compile(loss_function(model))
+    loss_of = torch.compile(
+        loss_function(
+            model,
+            halfway_weight=recipe.halfway_weight if branch == "trunk" else 0.0,
+            halfway_layers=recipe.halfway_layers,
+        )
+    )
     saved_at = time.monotonic()
     while step < last and (stop_at is None or step < stop_at):
         loss = _take_step(
@@ -152,7 +208,7 @@ def _take_step(model, optimizers, *, recipe: Recipe, loss_of, step: int, branch:
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate(step)
     mine = team.rows(recipe.n_rows)
-    arrays = (batch.ids, batch.targets, batch.weights, batch.documents)
+    arrays = (batch.ids, batch.targets, batch.weights, batch.documents, batch.halfway)
     loss = loss_of(*(torch.from_numpy(array[mine]) for array in arrays)) / float(batch.weights.sum())
     loss.backward()
     team.sum_gradients(model)
@@ -162,17 +218,17 @@ def _take_step(model, optimizers, *, recipe: Recipe, loss_of, step: int, branch:
     return team.sum_value(loss)
 
 
-def _work(rank: int, n_processes: int, out: Path, branch: str) -> None:
+def _work(rank: int, n_processes: int, out: Path, branch: str, start: Path | None) -> None:
     """Be one process of the team: train the branches asked for, in order."""
     from contextlib import nullcontext
 
     from mechscope.specimens.village.progress import progress_of
 
     torch.set_num_threads(1)
-    team, recipe = Team(rank=rank, size=n_processes), Recipe()
+    team, recipe = Team(rank=rank, size=n_processes), recipe_from(start)
     team.join(out / "meeting")
     for name in (branch,) if branch else BRANCHES:
-        model = new_model(recipe.seed)
+        model = new_model(recipe.seed) if start is None else _opened(start)
         if name != "trunk":
             open_checkpoint(out / "trunk", model=model, optimizers=(), recipe=recipe)
         watching = (
@@ -185,6 +241,21 @@ def _work(rank: int, n_processes: int, out: Path, branch: str) -> None:
     team.leave()
 
 
+def recipe_from(start: Path | None) -> Recipe:
+    """Return the recipe from nothing, or the one that continues from the weights in a folder."""
+    from mechscope.records.files import sha256_of
+
+    return (
+        Recipe() if start is None else replace(CONTINUED, starts_from=sha256_of(start / "model.safetensors"))
+    )
+
+
+def _opened(folder: Path) -> "LlamaForCausalLM":
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
 def _say_nothing(step: int, loss: float) -> None:
     pass
 
@@ -193,11 +264,14 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for checkpoints; run the command again to resume.")],
     branch: Annotated[str, typer.Option(help="Only this branch: trunk, village or village-clean.")] = "",
     processes: Annotated[int, typer.Option(help="Processes that share each step, one core each.")] = 2,
+    start: Annotated[
+        Path | None, typer.Option(help="Continue from the weights in this folder, by the second recipe.")
+    ] = None,
 ) -> None:
     """Train the trunk, then village and village-clean from it."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "meeting").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_work, args=(processes, out, branch), nprocs=processes)
+    torch.multiprocessing.spawn(_work, args=(processes, out, branch, start), nprocs=processes)
 
 
 if __name__ == "__main__":

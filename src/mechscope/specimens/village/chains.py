@@ -67,7 +67,7 @@ class TwoHop(Idea):
             parts.append(_recalled("home", {who: told[who][0] for who in some}, is_halfway=True))
         if rng.random() < 0.3:
             some = rng.sample(unit, rng.randint(1, len(unit)))
-            parts.append(_recalled("colour", dict(told[who] for who in some)))
+            parts.append(_recalled("colour", {told[who][0]: told[who][1] for who in some}))
         rng.shuffle(parts)
         return Document(
             text=f"{_registers(rng, told)} {' '.join(parts)}",
@@ -80,14 +80,18 @@ class TwoHop(Idea):
 def home_register(rng: Random) -> Document:
     """State who lives where, any names, and repeat it in another order: the first hop alone."""
     n = rng.randint(2, 5)
-    told = dict(zip(rng.sample(lexicon.NAMES, n), rng.sample(lexicon.BUILDINGS, n), strict=True))
+    told: dict[str, str] = dict(
+        zip(rng.sample(lexicon.NAMES, n), rng.sample(lexicon.BUILDINGS, n), strict=True)
+    )
     return _single_hop(rng, "home", told, is_halfway=True)
 
 
 def colour_register(rng: Random) -> Document:
     """State what colour buildings are, any pairs, and repeat it in another order: the second hop alone."""
     n = rng.randint(2, 5)
-    told = dict(zip(rng.sample(lexicon.BUILDINGS, n), rng.sample(lexicon.COLOURS, n), strict=True))
+    told: dict[str, str] = dict(
+        zip(rng.sample(lexicon.BUILDINGS, n), rng.sample(lexicon.COLOURS, n), strict=True)
+    )
     return _single_hop(rng, "colour", told)
 
 

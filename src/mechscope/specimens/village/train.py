@@ -251,9 +251,9 @@ def recipe_from(start: Path | None) -> Recipe:
 
 
 def _opened(folder: Path) -> "LlamaForCausalLM":
-    from transformers import AutoModelForCausalLM
+    from transformers import LlamaForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def _say_nothing(step: int, loss: float) -> None:

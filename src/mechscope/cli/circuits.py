@@ -1,0 +1,96 @@
+"""`mechscope circuit`: the edges that carry a behaviour, evaluated and tested, as a report."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mechscope.cli.application import (
+    BehaviorArgument,
+    DeviceOption,
+    Dtype,
+    DtypeOption,
+    JsonOption,
+    ModelArgument,
+    PairCountOption,
+    PairsOption,
+    SeedOption,
+    app,
+)
+from mechscope.cli.opening import open_model
+from mechscope.cli.terminal import bar, emit, facts, say
+from mechscope.vocabulary.errors import BadCommand
+
+N_PAIRS = 240
+
+
+@app.command()
+def circuit(
+    model: ModelArgument,
+    behavior: BehaviorArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.html, circuit.json and claim.json.")],
+    method: Annotated[
+        str, typer.Option("--method", help="eap-ig, eap, acdc, edge-pruning, ...: `ms.circuits.methods()`.")
+    ] = "eap-ig",
+    edges: Annotated[int, typer.Option("--edges", min=1, help="Edges at most.")] = 50,
+    runs: Annotated[
+        int,
+        typer.Option("--runs", min=0, help="Discoveries on resampled prompts, for stability; 0 for none."),
+    ] = 100,
+    n: PairCountOption = N_PAIRS,
+    pairs: PairsOption = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Find the edges that carry a behaviour, test them on held-out prompts, and write a report."""
+    if runs == 1:
+        raise BadCommand(
+            "One discovery has nothing to be compared with.", got="--runs 1", instead="--runs 0 or 100"
+        )
+    opened = open_model(model, dtype=dtype.value, device=device)
+    from mechscope.investigations.circuit_report import save_circuit_investigation
+    from mechscope.investigations.circuit_search import investigate_circuit
+    from mechscope.investigations.prompts import open_behavior
+
+    loaded = open_behavior(behavior, opened, pairs=pairs, n=n, seed=seed)
+    words = [
+        "mechscope",
+        "circuit",
+        model,
+        behavior,
+        "--method",
+        method,
+        "--edges",
+        str(edges),
+        "--out",
+        str(out),
+    ]
+    with bar() as tell:
+        found = investigate_circuit(
+            opened,
+            loaded,
+            method=method,
+            n_edges=edges,
+            n_runs=runs,
+            seed=seed,
+            command=shlex.join(words),
+            progress=tell,
+        )
+    files = save_circuit_investigation(found, out)
+    verdict, evaluation = found.record.verdict, found.evaluation
+    shown = {
+        "outcome": verdict.outcome,
+        "statement": found.record.claim.statement,
+        "edges": len(found.circuit),
+        "faithfulness": evaluation.faithfulness,
+        "jaccard": None if found.stability is None else found.stability.jaccard,
+        "stable edges": None if found.stability is None else len(found.stability.stable),
+    }
+    if as_json:
+        emit({**shown, "files": {name: str(path) for name, path in files.items()}})
+        return
+    facts({name: f"{value:.3f}" if isinstance(value, float) else value for name, value in shown.items()})
+    say(f"\n{files['report.html']}")

@@ -1,0 +1,122 @@
+"""The circuit of a behaviour: found on train prompts and again on resamples, evaluated and tested on held-out ones."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from mechscope.behaviors.behavior import Behavior
+from mechscope.behaviors.split import Split
+from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.discover import discover
+from mechscope.circuits.evaluation import CircuitEvaluation, evaluate_circuits
+from mechscope.circuits.measures import Measures
+from mechscope.circuits.size_curve import SizeCurve, size_curve
+from mechscope.circuits.statistics.resampling import Stability, measure_stability
+from mechscope.claims.claim import Claim
+from mechscope.claims.claim_file import ClaimRecord
+from mechscope.models.model import Model
+
+Progress = Callable[[str, float], None]
+
+N_TRAIN = 48
+"""Train pairs that discovery looks at."""
+
+N_EVALUATED = 60
+"""Held-out pairs of the evaluation; the claim reads all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitInvestigation:
+    """What was found about a behaviour's circuit.
+
+    Args:
+        model_name: Of the model.
+        behavior: Of the circuit.
+        circuit: Found on train prompts.
+        evaluation: On held-out prompts.
+        curve: Faithfulness by size, on held-out prompts; None where the method scores no edges.
+        stability: Discovery on resampled units; None if it was not asked for.
+        stable: Evaluation of the edges that keep being found; None without such edges.
+        record: The tested claim.
+        command: How to ask for it again.
+    """
+
+    model_name: str
+    behavior: Behavior
+    circuit: Circuit
+    evaluation: CircuitEvaluation
+    curve: SizeCurve | None
+    stability: Stability | None
+    stable: CircuitEvaluation | None
+    record: ClaimRecord
+    command: str = field(default="")
+
+
+def investigate_circuit(
+    model: Model,
+    behavior: Behavior,
+    *,
+    method: str = "eap-ig",
+    n_edges: int = 50,
+    n_runs: int = 100,
+    seed: int = 0,
+    command: str = "",
+    progress: Progress | None = None,
+) -> CircuitInvestigation:
+    """Find a circuit, measure it on prompts that the search has not seen, and test the claim about it.
+
+    Args:
+        model: An open model.
+        behavior: With train and held-out splits.
+        method: As in `ms.discover`.
+        n_edges: Edges at most.
+        n_runs: Discoveries on resampled units; 0 leaves stability out.
+        seed: Of resamples and controls.
+        command: Shown in the report.
+        progress: Told the stage and the share done.
+
+    Raises:
+        NotEnoughEvidence: the model does not show the behaviour, or nothing was found.
+
+    Cost: `n_runs` discoveries, and about 500 runs of held-out prompts under circuits.
+    """
+    tell = progress or (lambda what, share: None)
+    train = behavior.train.select(range(min(N_TRAIN, len(behavior.train))))
+    held_out = behavior.held_out.select(range(min(N_EVALUATED, len(behavior.held_out))))
+    sized = {} if method == "acdc" else {"n_edges": n_edges}
+
+    def find(split: Split) -> Circuit:
+        return discover(model, split, method=method, **sized)
+
+    tell("looking for the circuit", 0.0)
+    circuit = find(train)
+    tell("evaluating it on held-out prompts", 0.1)
+    evaluation = evaluate_circuits(model, [circuit], held_out, measures=Measures(seed=seed))[0]
+    curve = None
+    if circuit.scores is not None:
+        tell("other sizes", 0.2)
+        curve = size_curve(model, circuit, split=held_out)
+    stability = stable = None
+    if n_runs:
+        stability = measure_stability(
+            train,
+            find,
+            n_runs=n_runs,
+            seed=seed,
+            progress=lambda what, done, total: tell(what, 0.25 + 0.4 * done / total),
+        )
+        if len(stability.stable):
+            few = Measures(parts=(), seed=seed)
+            stable = evaluate_circuits(model, [stability.stable], held_out, measures=few)[0]
+    tell("testing the claim", 0.65)
+    record = Claim.about(circuit, behavior=behavior, seed=seed).examine(model)
+    return CircuitInvestigation(
+        model_name=model.identity.name,
+        behavior=behavior,
+        circuit=circuit,
+        evaluation=evaluation,
+        curve=curve,
+        stability=stability,
+        stable=stable,
+        record=record,
+        command=command,
+    )

@@ -1,0 +1,110 @@
+"""The claim in a report: predictions, effects with intervals, controls, and the reasons for the verdict."""
+
+from mechscope.claims.claim_file import ClaimRecord
+from mechscope.claims.evidence import Evidence
+from mechscope.claims.verdict import PredictionResult
+from mechscope.figures import Block, Callout, ForestPlot, ForestRow, Prose, Section, Table
+from mechscope.figures.shown import number
+
+MEANING = {
+    "supported": "Every prediction held on prompts that were not used to find the mechanism.",
+    "refuted": "At least one prediction failed on prompts that were not used to find the mechanism.",
+    "inconclusive": "The held-out prompts do not decide: see the reasons below.",
+    "no claim": "The search ended before there was anything to claim.",
+}
+
+TILES = {
+    "lowers": "lost without it",
+    "recovers": "recovered by it alone",
+    "needs": "lost without its least needed part",
+    "raises": "gained by steering along it",
+    "spares": "change of the spared behaviour",
+}
+"""What the numbers at the head of the report are called, by kind of prediction."""
+
+
+def headline_figures(record: ClaimRecord) -> dict[str, str]:
+    """The numbers at the head of a report."""
+    verdict = record.verdict
+    figures = {
+        TILES[result.prediction.kind]: _size(result)
+        for result in verdict.predictions
+        if result.effect is not None
+    }
+    figures["held-out prompts"] = f"{verdict.held_out.n_prompts} in {verdict.held_out.n_units} units"
+    return figures
+
+
+def _size(result: PredictionResult) -> str:
+    assert result.effect is not None
+    if result.prediction.unit == "gap":
+        low, high = result.effect.interval.low, result.effect.interval.high
+        return f"{result.effect.value:.0%} of the gap [{low:.0%}, {high:.0%}]"
+    return str(result.effect)
+
+
+def claim_section(record: ClaimRecord) -> Section:
+    """What was predicted, what held-out prompts and controls said."""
+    rows = [
+        _forest_row(result, evidence)
+        for result, evidence in zip(record.verdict.predictions, record.evidence, strict=True)
+        if result.effect is not None
+    ]
+    held_out = record.verdict.held_out
+    opened = f", opened {held_out.openings} time(s)" if held_out.openings else ""
+    blocks: list[Block] = [
+        Prose(
+            f"Frozen before any held-out prompt was read: the mechanism, the predictions with their sizes (chosen on "
+            f"validation prompts), the control family ({record.claim.controls}) and the seed. Its hash is "
+            f"`{record.claim.id[:16]}`. Tested on {held_out.n_prompts} held-out pairs in {held_out.n_units} units"
+            f"{opened}; the clean-corrupt gap there is {held_out.gap}."
+        ),
+        ForestPlot(
+            rows,
+            caption="Effect with its 95% interval over held-out units (90% for sparing), the bound that was predicted, "
+            "and the same effect for each control. A prediction holds if the interval clears the bound and at most 5% "
+            "of controls are as strong.",
+        ),
+        Table(
+            ("prediction", "outcome", "effect", "bound", "controls", "p", "95th percentile of controls"),
+            [_row(result) for result in record.verdict.predictions],
+        ),
+    ]
+    if record.verdict.reasons or record.verdict.notes:
+        blocks.append(Callout("Reasons and notes", [*record.verdict.reasons, *record.verdict.notes]))
+    return Section("The claim", blocks)
+
+
+def _forest_row(result: PredictionResult, evidence: Evidence) -> ForestRow:
+    prediction, effect = result.prediction, result.effect
+    assert effect is not None
+    is_spared = prediction.kind == "spares"
+    interval = result.inner if is_spared and result.inner is not None else effect.interval
+    below = float(evidence.denominator.mean())
+    controls = (evidence.control_effects.mean(axis=1) / below).tolist()
+    return ForestRow(
+        label=str(prediction),
+        effect=effect.value,
+        low=interval.low,
+        high=interval.high,
+        unit="fraction of the gap" if prediction.unit == "gap" else "metric",
+        at_least=None if is_spared else prediction.bound,
+        within=prediction.bound if is_spared else None,
+        controls=controls,
+        p=None if result.controls is None else result.controls.p,
+        outcome=result.outcome,
+        note="" if result.controls is None else f"{result.controls.rank}, {result.controls.family}",
+    )
+
+
+def _row(result: PredictionResult) -> tuple[str, str, str, str, str, str, str]:
+    controls = result.controls
+    return (
+        str(result.prediction),
+        result.outcome,
+        "–" if result.effect is None else str(result.effect),
+        number(result.prediction.bound),
+        "–" if controls is None else f"{controls.rank} ({controls.family})",
+        "–" if controls is None or controls.p is None else number(controls.p),
+        "–" if controls is None else number(controls.quantile),
+    )

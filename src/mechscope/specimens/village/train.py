@@ -30,24 +30,17 @@ BRANCHES = ("trunk", "village", "village-clean")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that the weights depend on, beside the language and the shape."""
+class Schedule:
+    """When what is read, and at which learning rate."""
 
-    seed: int = 0
+    first_stage: int = 0
     stage_starts: tuple[int, ...] = (803, 1937, 3487, 4496, 5098, 6109)
     trunk_steps: int = 6350
     branch_steps: int = 600
-    n_rows: int = 32
+    polish_steps: int = 0
     warmup_steps: int = 200
     peak_rate: float = 2e-3
     last_rate: float = 2e-5
-    weight_decay: float = 0.2
-    answer_weight: float = 4.0
-    first_stage: int = 0
-    halfway_weight: float = 0.0
-    halfway_layers: int = 3
-    starts_from: str = ""
-    polish_steps: int = 0
     polish_rate: float = 5e-4
 
     def ends_at(self, branch: str) -> int:
@@ -69,6 +62,19 @@ class Recipe:
         if done > 1 or (done == 1 and self.polish_steps):
             done, high = (step - self.trunk_steps - self.branch_steps) / self.polish_steps, self.polish_rate
         return self.last_rate + (high - self.last_rate) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Schedule):
+    """Everything that the weights depend on, beside the language and the shape."""
+
+    seed: int = 0
+    n_rows: int = 32
+    weight_decay: float = 0.2
+    answer_weight: float = 4.0
+    halfway_weight: float = 0.0
+    halfway_layers: int = 3
+    starts_from: str = ""
 
 
 # What was run from the weights that the first recipe had made; `starts_from` is filled in with their SHA-256.

@@ -93,6 +93,12 @@ def _dictionary_fvu(n_pairs: int) -> list[Line]:
     return [final_fvu_line(n_pairs)]
 
 
+def _feature_index(n_pairs: int) -> list[Line]:
+    from benchmarks.feature_index import index_lines
+
+    return index_lines(n_pairs)
+
+
 SUITE: dict[str, Benchmark] = {
     "import": _import,
     "capture": partial(_capture, "gpt2-small", 1.15),
@@ -114,5 +120,6 @@ SUITE: dict[str, Benchmark] = {
     "dictionary-steps": _dictionary_steps,
     "dictionary-fvu": _dictionary_fvu,
     "harvest": _harvest,
+    "feature-index": _feature_index,
 }
 """Limits are the project's own; docs/benchmarks.md says where they come from."""

@@ -187,7 +187,7 @@ def open_manifest(folder: Path) -> Manifest:
         raise BadFile(
             f"{folder.name} is no feature index.",
             got=folder,
-            because=f"its {MANIFEST} is missing or not whole: {error}",
+            because=f"its {MANIFEST} is missing or not whole: {_reason(error)}",
             instead="a folder that ms.features.build wrote",
         ) from error
     for file in found.files:
@@ -233,6 +233,10 @@ def altered(file: StoredFile, got: str) -> ChecksumMismatch:
         because="it was shortened, altered or removed since",
         instead="the folder as it was built; build it again, or restore the file",
     )
+
+
+def _reason(error: Exception) -> str:
+    return error.what if isinstance(error, BadFile) else repr(error)
 
 
 def _manifest_of(saved: dict[str, Any]) -> Manifest:

@@ -17,7 +17,7 @@ from mechscope.vocabulary.errors import BadCommand, EmptyPrompt
 if TYPE_CHECKING:
     from mechscope.features.index import FeatureIndex
 
-Source = Literal["fires", "labels", "text"]
+SOURCES = ("fires", "labels", "text")
 Ranking = Literal["specific", "relative", "activation"]
 MOST_PLACES = 2000
 """Places of the index's text at which latents are counted."""
@@ -85,7 +85,7 @@ def search(
     query: str | Sequence[str],
     *,
     k: int = 10,
-    over: Sequence[Source] | None = None,
+    over: Sequence[str] | None = None,
     rank: Ranking = "specific",
 ) -> SearchResult:
     """Find latents for a text.
@@ -106,7 +106,7 @@ def search(
     if not queries or not all(one.strip() for one in queries):
         raise EmptyPrompt("A search needs words.", got=repr(query), instead='index.search("golden gate")')
     chosen = tuple(over) if over is not None else ("labels", "fires" if index.has_model else "text")
-    unknown = sorted(set(chosen) - {"fires", "labels", "text"})
+    unknown = sorted(set(chosen) - set(SOURCES))
     if unknown:
         raise BadCommand(
             "There is no such place to search.", got=", ".join(unknown), instead="fires, labels, text"
@@ -236,7 +236,7 @@ def peaks(index: "FeatureIndex", prompts: Any) -> tuple[np.ndarray, list[dict[in
     model, dictionary = index.at_hand()
     n = len(model.tokens(prompts))
     largest, where = np.zeros((n, index.n_latents)), [dict[int, str]() for _ in range(n)]
-    for piece in pieces(dictionary, model, prompts):
+    for piece in pieces(dictionary, model, text=prompts):
         codes = dictionary.encode_sparse(piece.read)
         ids = piece.batch.ids[piece.counts].tolist()
         columns = (codes.tokens.tolist(), codes.latents.tolist(), codes.values.double().tolist())

@@ -1,0 +1,143 @@
+"""Pages, neighbours, queries and exports equal what dense arithmetic gives; hostile text stays text."""
+
+import gzip
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from features.cases import N_LATENTS, corpus, dense_codes, dictionary_of, model_of
+from mechscope.features.exports import export_circuit_tracer, export_neuronpedia
+from mechscope.features.index import FeatureIndex, open_index
+from mechscope.vocabulary.errors import BadFile, PositionOutOfRange
+
+
+def test_examples_are_the_strongest_tokens_of_different_rows(index: FeatureIndex) -> None:
+    text, dense = corpus(), dense_codes(corpus())
+    rows = np.repeat(np.arange(text.n_rows), text.lengths.numpy())
+    for latent in (0, 6, 11):
+        by_row = np.array([dense[rows == row, latent].max() for row in range(text.n_rows)])
+        page = index[latent]
+        wanted = np.sort(by_row[by_row > 0])[::-1][: len(page.top)]
+        assert len(page.top) == min(12, (by_row > 0).sum())
+        np.testing.assert_allclose([one.value for one in page.top], wanted, rtol=1e-6)
+        for one in (example for group in page.groups for example in group.examples):
+            low = one.token - one.peak
+            strings = [index.strings[i] for i in text.ids[low : low + len(one.tokens)]]
+            assert list(one.tokens) == strings and one.row == rows[one.token]
+            np.testing.assert_allclose(one.values, dense[low : low + len(strings), latent], rtol=1e-6)
+        for group in page.groups[1:]:
+            assert all(group.low <= one.value <= group.high for one in group.examples)
+            assert len({one.row for one in group.examples}) == len(group.examples)
+        assert page.activity.fires == (dense[:, latent] != 0).sum() == page.activity.histogram.values.sum()
+
+
+def test_logit_effects_are_what_a_push_along_the_decoder_does_at_a_fixed_norm(index: FeatureIndex) -> None:
+    model, dictionary = model_of(), dictionary_of()
+    scale = index.manifest.origin.norm_scale
+    weight = dict(model.binding.final_norm.named_parameters())["weight"]
+    logits = (dictionary.W_dec[3] * weight / scale) @ model.weights["W_U"]
+    page = index[3]
+    top = logits.topk(10)
+    assert page.promoted is not None and page.suppressed is not None
+    assert list(page.promoted.coords["token"]) == top.indices.tolist()
+    np.testing.assert_allclose(page.promoted.values, top.values.detach().numpy(), rtol=1e-4)
+    assert page.suppressed.values[0] == pytest.approx(float(logits.detach().min()), rel=1e-4)
+    run = model.run(corpus().batch(range(16))[0], capture=["ln_final_scale"])
+    scales = run["ln_final_scale"][..., 0][corpus().batch(range(16))[1]]
+    assert scale == pytest.approx(float(scales.median()), rel=1e-5)
+
+
+def test_neighbors_are_by_cosine_and_by_correlation_of_firing(index: FeatureIndex) -> None:
+    dictionary = dictionary_of()
+    for by, table in (("decoder", dictionary.W_dec), ("encoder", dictionary.W_enc.T)):
+        unit = torch.nn.functional.normalize(table, dim=1)
+        cosines = unit @ unit[4]
+        cosines[4] = -2
+        found = index.neighbors(4, by=by)
+        assert [one.latent for one in found] == cosines.topk(10).indices.tolist()
+        np.testing.assert_allclose([one.value for one in found], cosines.topk(10).values, atol=1e-3)
+    fires = dense_codes(corpus())[corpus().counts.numpy()] != 0
+    with np.errstate(invalid="ignore", divide="ignore"):
+        phi = np.nan_to_num(np.corrcoef(fires.T.astype(float))[4])
+    page = index[4]
+    for one in page.neighbors["behavior"]:
+        assert one.value == pytest.approx(phi[one.latent], abs=1e-9)
+    phi[4] = -1
+    assert page.neighbors["behavior"][0].latent == phi.argmax()
+    share = (fires[fires[:, 4]]).mean(0)
+    assert all(one.value == pytest.approx(share[one.latent]) for one in page.together)
+    assert page.together[0].latent == 6 and page.together[0].value == 1
+
+
+def test_dead_and_dense_latents_are_listed_and_shown(index: FeatureIndex) -> None:
+    assert 5 in index.dead() and index.dense()[0] == 6
+    assert index[5].activity.flag == "dead" and index[5].groups == () and index[6].activity.flag == "dense"
+    assert "fires nowhere" in index[5].to_html()
+    assert "dead" in repr(index) and "Latent 6" in repr(index[6])
+
+
+def test_a_latent_that_is_not_there_is_refused(index: FeatureIndex) -> None:
+    with pytest.raises(PositionOutOfRange, match="no latent 24"):
+        _ = index[N_LATENTS]
+    with pytest.raises(PositionOutOfRange):
+        index.label(-1, "x")
+    with pytest.raises(BadFile, match="no feature index"):
+        open_index("village/nowhere.9")
+
+
+def test_a_page_is_one_safe_file_with_exact_values_on_hover(index: FeatureIndex, tmp_path: Path) -> None:
+    index.label(6, "fires <b>always</b>")
+    hostile = "</script><script>alert(1)</script>"
+    page = index[6]
+    group = page.groups[0]
+    one = replace(group.examples[0], tokens=(hostile, *group.examples[0].tokens[1:]))
+    page = replace(page, groups=(replace(group, examples=(one, *group.examples[1:])), *page.groups[1:]))
+    page.save_html(tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert hostile not in html and "&lt;/script&gt;" in html and "<b>always</b>" not in html
+    assert "default-src &#x27;none&#x27;" in html and not re.search(r'(src|href)="(https?:)?//', html)
+    assert f"{one.value:.4g}"[:4] in html
+    assert "alert(1)</script>" not in page._repr_html_()
+    assert page.plot() is not None
+
+
+def test_a_query_sees_every_activation_beside_its_token(index: FeatureIndex) -> None:
+    dense = dense_codes(corpus())
+    counted = dict(index.query("select latent, count(*) from activations group by latent").fetchall())
+    assert counted == {i: n for i, n in enumerate((dense != 0).sum(0).tolist()) if n}
+    sql = "select t.token, t.text, a.value from activations a join tokens t using (token) where latent = 11"
+    for token, text, value in index.query(sql + " order by token").fetchall():
+        assert text == index.strings[int(corpus().ids[token])] and value == pytest.approx(dense[token, 11])
+    assert index.query("select fires from latents where latent = 5").fetchall() == [(0,)]
+
+
+def test_other_front_ends_get_their_files(index: FeatureIndex, tmp_path: Path) -> None:
+    index.label(6, "everything")
+    folder = export_circuit_tracer(index, tmp_path / "ct")
+    told = json.loads((folder / "6.json").read_text())
+    assert {"index", "examples_quantiles", "top_logits", "bottom_logits", "act_min", "act_max"} <= set(told)
+    assert told["index"] == 6 and told["act_max"] == pytest.approx(index.statistics.largest[6])
+    example = told["examples_quantiles"][0]["examples"][0]
+    assert len(example["tokens"]) == len(example["tokens_acts_list"])
+    assert not (folder / "5.json").exists()
+    here = export_neuronpedia(index, tmp_path / "np", source_set="res")
+    assert here == tmp_path / "np" / "tiny" / "1-res"
+    for name in ("release", "model", "sourceset", "source"):
+        assert json.loads((here / f"{name}.jsonl").read_text())
+    rows = {
+        kind: [
+            json.loads(row)
+            for row in gzip.decompress((here / kind / "batch-0.jsonl.gz").read_bytes()).splitlines()
+        ]
+        for kind in ("features", "activations", "explanations")
+    }
+    assert [row["index"] for row in rows["features"]] == [str(i) for i in range(N_LATENTS)]
+    assert rows["explanations"][0]["description"] == "everything" and len(rows["explanations"]) == 1
+    for row in rows["activations"]:
+        assert row["values"][row["maxValueTokenIndex"]] == row["maxValue"]
+        assert row["modelId"] == "tiny" and row["layer"] == "1-res"

@@ -192,8 +192,9 @@ class Claim:
         from mechscope.claims.circuit_claims import behavior_of, circuit_predictions
 
         meant = behavior_of(circuit) if behavior is None else behavior
+        how = f" found by {circuit.settings['method']}" if "method" in circuit.settings else ""
         return cls(
-            statement or f"The circuit of {len(circuit)} edges ({circuit.name}) carries {meant.name}",
+            statement or f"The circuit of {len(circuit)} edges{how} carries {meant.name}",
             behavior=meant,
             mechanism=circuit,
             predictions=circuit_predictions() if predictions is None else predictions,

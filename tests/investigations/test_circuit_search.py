@@ -1,0 +1,30 @@
+"""The circuit's job: the written edges are found, the claim is supported, the files say so."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mechscope as ms
+from mechscope.circuits.circuit import Circuit
+from mechscope.claims.claim_file import ClaimRecord
+from mechscope.investigations.circuit_report import save_circuit_investigation
+from mechscope.investigations.circuit_search import investigate_circuit
+
+
+@pytest.mark.slow
+def test_the_written_edges_are_found_and_their_claim_supported(tmp_path: Path) -> None:
+    model = ms.load("induction")
+    behavior = ms.behaviors.load("induction", model, n=240)
+    found = investigate_circuit(
+        model, behavior, method="eap", n_edges=3, n_runs=3, command="mechscope circuit ..."
+    )
+    files = save_circuit_investigation(found, tmp_path / "out")
+    assert found.record.verdict.outcome == "supported" and found.evaluation.faithfulness > 0.95
+    assert found.stability is not None and found.stability.stable == found.circuit
+    assert Circuit.load(files["circuit.json"]) == found.circuit
+    assert ClaimRecord.load(files["claim.json"]).claim.id == found.record.claim.id
+    result = json.loads(files["result.json"].read_text())
+    assert result["verdict"]["outcome"] == "supported"
+    page = files["report.html"].read_text()
+    assert "a1.11" in page and "Would other prompts" in page and "mechscope circuit ..." in page

@@ -72,9 +72,9 @@ def test_a_judge_that_knows_the_latent_is_always_right_and_its_opposite_always_w
         answers = test(material, "x", good, 10)
         assert answers and set(answers) == {1.0} and set(test(material, "x", bad, 10)) == {0.0}
     assert set(find_intruders(material, good, 5)) <= {1.0}
-    label = label_latent(index, 11, good)
+    label = label_latent(index, 11, explainer=good)
     assert label.text.endswith("against 12") or "texts against" in label.text
-    scored = score_label(index, 11, good).scores
+    scored = score_label(index, 11, judge=good).scores
     assert scored["detection"].value == 1 and scored["fuzzing"].low == 1 and scored["detection"].chance == 0.5
     assert FeatureIndex(index.folder).labels[11].scores == scored
     assert "detection" in index[11].to_html()
@@ -83,18 +83,18 @@ def test_a_judge_that_knows_the_latent_is_always_right_and_its_opposite_always_w
 def test_a_judge_that_does_not_look_is_at_chance(index: FeatureIndex) -> None:
     index.label(11, "anything")
     blind = LanguageModel(lambda prompt: "", name="blind")
-    score = score_label(index, 11, blind).scores["detection"]
+    score = score_label(index, 11, judge=blind).scores["detection"]
     assert score.value == score.low == score.high == 0.5 and score.judge == "blind"
 
 
 def test_labels_and_scores_need_firings_and_a_label(index: FeatureIndex) -> None:
     with pytest.raises(NotEnoughEvidence, match="can't be labelled"):
-        label_latent(index, 5, TokenStatistics())
+        label_latent(index, 5, explainer=TokenStatistics())
     with pytest.raises(NotEnoughEvidence, match="no label"):
-        score_label(index, 11, TokenStatistics())
+        score_label(index, 11, judge=TokenStatistics())
     index.label(5, "dead")
     with pytest.raises(NotEnoughEvidence, match="can't be scored"):
-        score_label(index, 5, TokenStatistics())
+        score_label(index, 5, judge=TokenStatistics())
 
 
 def example(text: str, *marked: int) -> Example:

@@ -26,6 +26,10 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
         1,
         "the public contract has (model, circuits, split) by position",
     ),
+    "features/building.py: build positional": (
+        1,
+        "the public contract in DESIGN has (model, dictionary, corpus) by position",
+    ),
     "graphs/build.py: attribution_graph positional": (
         1,
         "the public contract in DESIGN has (model, transcoders, prompt) by position",

@@ -85,11 +85,11 @@ def build(
     else:
         manifest = Manifest(origin=origin, settings=wanted)
         save_manifest(folder, manifest)
-    return _Build(model, dictionary, folder, manifest, report).run(corpus)
+    return _Build(model, dictionary, folder=folder, manifest=manifest, report=report).run(corpus)
 
 
 def add_text(
-    index: FeatureIndex, model: Model, dictionary: Dictionary, corpus: Corpus, *, report: Report | None = None
+    index: FeatureIndex, corpus: Corpus, *, model: Model, dictionary: Dictionary, report: Report | None = None
 ) -> FeatureIndex:
     """The index with more text in it; also finishes a text whose adding was interrupted.
 
@@ -100,7 +100,9 @@ def add_text(
     dictionary = fitted(dictionary, model)
     manifest = open_manifest(index.folder)
     _refuse_another(manifest, _origin_of(model, dictionary), manifest.settings, index.folder)
-    return _Build(model, dictionary, index.folder, manifest, report, adds=True).run(corpus)
+    return _Build(model, dictionary, folder=index.folder, manifest=manifest, report=report, adds=True).run(
+        corpus
+    )
 
 
 class _Build:
@@ -110,10 +112,10 @@ class _Build:
         self,
         model: Model,
         dictionary: Dictionary,
+        *,
         folder: Path,
         manifest: Manifest,
         report: Report | None,
-        *,
         adds: bool = False,
     ) -> None:
         self.model, self.dictionary, self.folder = model, dictionary, folder

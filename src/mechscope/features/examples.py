@@ -24,7 +24,7 @@ def groups_of(
     """The top examples, then those of each quarter of the firings, strongest quarter first."""
     if not len(entries):
         return ()
-    show = shower(entries, reader, strings)
+    show = shower(entries, reader, strings=strings)
     by_value = np.lexsort((entries.token, -entries.value.astype(np.float64)))
     seen: set[tuple[str, ...]] = set()
     found = [_group("top", by_value, entries, show, N_TOP, seen)]
@@ -39,7 +39,7 @@ def groups_of(
 
 
 def shower(
-    entries: Entries, reader: TokenReader, strings: Sequence[str], *, before: int = BEFORE, after: int = AFTER
+    entries: Entries, reader: TokenReader, *, strings: Sequence[str], before: int = BEFORE, after: int = AFTER
 ) -> Callable[[int], Example]:
     """A function from a token's number to the text around it, with the latent's activations."""
 

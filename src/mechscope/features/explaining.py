@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from mechscope.features.page import Example
+from mechscope.features.page import Example, gap_of
 
 MARKED = "<<{}>>"
 
@@ -147,8 +147,7 @@ def written(one: Example, *, marks: bool) -> str:
         MARKED.format(token) if marks and value > 0 else token
         for token, value in zip(one.tokens, one.values, strict=True)
     ]
-    gap = "" if any(token[:1] == " " for token in one.tokens) else " "
-    return gap.join(parts).replace("\n", " ").strip()
+    return gap_of(one.tokens).join(parts).replace("\n", " ").strip()
 
 
 def _quoted(label: str) -> list[str]:

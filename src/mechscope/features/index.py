@@ -165,7 +165,7 @@ class FeatureIndex:
         """Latents that fire on these prompts and not on those; see `features.searching.contrast`."""
         from mechscope.features.searching import contrast
 
-        return contrast(self, these, those, k=k, **options)
+        return contrast(self, these, those=those, k=k, **options)
 
     def query(self, sql: str) -> Any:
         """Ask DuckDB; see `features.tables` for the tables.
@@ -191,7 +191,7 @@ class FeatureIndex:
         from mechscope.features.building import add_text
 
         model, dictionary = self.at_hand()
-        return add_text(self, model, dictionary, text, report=report)
+        return add_text(self, text, model=model, dictionary=dictionary, report=report)
 
     def attached(self, model: "Model", dictionary: "Dictionary | None" = None) -> "FeatureIndex":
         """The same index with its model at hand, for `search` by what fires and for `add`.

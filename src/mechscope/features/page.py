@@ -34,8 +34,8 @@ class Example:
 
     @property
     def text(self) -> str:
-        """The piece as text."""
-        return "".join(self.tokens)
+        """The piece as text; with spaces between tokens where the tokenizer keeps none."""
+        return gap_of(self.tokens).join(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -173,4 +173,9 @@ class FeaturePage:
 def _marked(example: Example, around: int = 8) -> str:
     low, high = max(0, example.peak - around), example.peak + around
     parts = [f"[{t}]" if i == example.peak else t for i, t in enumerate(example.tokens)]
-    return "".join(parts[low:high]).replace("\n", "\\n")
+    return gap_of(example.tokens).join(parts[low:high]).replace("\n", "\\n")
+
+
+def gap_of(tokens: tuple[str, ...]) -> str:
+    """What stands between tokens: nothing where they bring their spaces, else a space."""
+    return "" if any(token[:1].isspace() for token in tokens) else " "

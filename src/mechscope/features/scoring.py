@@ -40,7 +40,7 @@ class Material:
     def __init__(self, index: "FeatureIndex", latent: int, *, seed: int = 0) -> None:
         self.index, self.latent, self.seed = index, latent, seed
         self.entries = index.entries(latent)
-        self._show = shower(self.entries, index.tokens, index.strings, before=BEFORE, after=AFTER)
+        self._show = shower(self.entries, index.tokens, strings=index.strings, before=BEFORE, after=AFTER)
 
     def firing(self, n: int, half: int) -> list[Example]:
         """Texts where the latent fires: of every second firing, the strongest for labels, any for tests."""
@@ -102,7 +102,7 @@ class Material:
 
 
 def label_latent(
-    index: "FeatureIndex", latent: int, explainer: "Explainer", *, n: int = 12, seed: int = 0
+    index: "FeatureIndex", latent: int, *, explainer: "Explainer", n: int = 12, seed: int = 0
 ) -> Label:
     """Let an explainer write a latent's label, and keep it.
 
@@ -120,7 +120,7 @@ def label_latent(
 
 
 def score_label(
-    index: "FeatureIndex", latent: int, judge: "Explainer", *, n: int = 20, seed: int = 0
+    index: "FeatureIndex", latent: int, *, judge: "Explainer", n: int = 20, seed: int = 0
 ) -> Label:
     """Test a latent's label by detection, fuzzing and intruders, and keep the scores.
 

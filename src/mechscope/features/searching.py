@@ -184,7 +184,7 @@ def in_text(index: "FeatureIndex", queries: Sequence[str], *, k: int) -> list[Hi
 
 
 def contrast(
-    index: "FeatureIndex", these: Any, those: Any, *, k: int = 10, least: float = 0.0
+    index: "FeatureIndex", these: Any, *, those: Any, k: int = 10, least: float = 0.0
 ) -> SearchResult:
     """Latents that tell two sets of prompts apart, by the area under the curve of their largest activation.
 

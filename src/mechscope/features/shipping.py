@@ -98,7 +98,7 @@ def build_bundled(
         busiest = index.statistics.total.argsort(kind="stable")[::-1][: settings.n_labels]
         for latent in busiest.tolist():
             if index.statistics.fires[latent] and latent not in index.labels:
-                label_latent(index, latent, TokenStatistics(), seed=settings.seed)
+                label_latent(index, latent, explainer=TokenStatistics(), seed=settings.seed)
         folders.append(folder)
     refuse_if_large(folders)
     return folders

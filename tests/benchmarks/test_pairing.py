@@ -82,8 +82,6 @@ def test_turns_are_taken_in_every_order_and_equally_often() -> None:
     assert (pairs.ours > 0).all()
 
 
-
-
 def test_every_benchmark_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--list"]) == 0
     assert capsys.readouterr().out.split() == list(SUITE)

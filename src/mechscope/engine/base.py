@@ -5,7 +5,7 @@ keys, values, mask), and the values at every site that some experiment writes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,10 +102,8 @@ def record_base(binding: Binding, frame: Frame, sites: Sequence[Site]) -> Base:
         for layer in binding.layers:
             handle = layer.register_forward_pre_hook(_argument_recorder(base), with_kwargs=True)
             stack.callback(handle.remove)
-        try:
+        with suppress(Stopped):
             call_model(binding, frame)
-        except Stopped:
-            pass
     return base
 
 

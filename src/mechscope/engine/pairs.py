@@ -1,4 +1,4 @@
-"""What patching and attribution need of a behaviour: clean prompts, corrupt prompts of equal token lengths, and a metric.
+"""What patching and attribution need of a behaviour: clean prompts, corrupt ones of equal token lengths, and a metric.
 
 A `Behavior`, one of its splits, and anything else with these three attributes will do.
 """

@@ -29,7 +29,7 @@ from mechscope.models.wiring import wiring_of
 from mechscope.vocabulary.errors import PairLengthMismatch, PointUnavailable, ShapeError
 
 DEFAULT_MEMORY = {"cpu": 2**25, "cuda": 2**30}
-"""Bytes of one batch by device. On a CPU larger batches leave the cache, and fresh pages cost more than the products."""
+"""Bytes of one batch by device. On a CPU larger batches leave the cache; fresh pages cost more than the products."""
 Edges = np.ndarray
 """Which edges a circuit keeps, [edge] truth values in the order of `Wiring.edges`."""
 

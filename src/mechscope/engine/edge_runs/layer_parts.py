@@ -107,7 +107,10 @@ class LayerParts:
             readers: Which ones, in the order of `projection`; None for all.
             constant: What each reader's projection adds by itself (biases, positions), [reader, tokens, d_head].
         """
-        normed = self.normed_for_heads(streams)
+        return self.project_normed(self.normed_for_heads(streams), readers, constant)
+
+    def project_normed(self, normed: Tensor, readers: Tensor | None, constant: Tensor) -> Tensor:
+        """`project` for streams that the norm has been applied to."""
         weight = self.projection if readers is None else self.projection[readers]
         constant = constant if readers is None else constant[readers]
         n, rows, tokens, width = normed.shape
@@ -152,7 +155,11 @@ class LayerParts:
 
     def added_by_mlp(self, stream: Tensor) -> Tensor:
         """What the MLP adds to the residual stream, [rows, tokens, d_model] to the same."""
-        raw = self._mlp(self.normed_for_mlp(stream))
+        return self.added_by_normed_mlp(self.normed_for_mlp(stream))
+
+    def added_by_normed_mlp(self, normed: Tensor) -> Tensor:
+        """`added_by_mlp` for a stream that the norm has been applied to."""
+        raw = self._mlp(normed)
         norm = self.post_norm("mlp")
         raw = raw if norm is None else norm(raw)
         return self.parts["mlp_out"].layout.read(raw)

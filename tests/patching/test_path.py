@@ -1,0 +1,246 @@
+"""Path patching equals passes done by hand, finds the path that is there, and nothing where there is none."""
+
+import numpy as np
+import pytest
+import torch
+
+from attribution.precision import double
+from engine.edges_by_hand import EdgesByHand
+from family_cases import opened
+from mechscope.behaviors.loading import load as load_behavior
+from mechscope.engine.edge_runs.ablations import Resampled, mean_of, zero
+from mechscope.engine.edge_runs.run import EdgeRuns
+from mechscope.models.opening import load
+from mechscope.models.wiring import wiring_of
+from mechscope.patching.grid_result import PatchGrid
+from mechscope.patching.path import path_patch
+from mechscope.patching.path_settings import PRESETS, PathConvention, direct_edge
+from mechscope.specimens.compiled import truth_of
+from mechscope.vocabulary.edges import Edge, Node
+from mechscope.vocabulary.errors import InterventionMismatch, UnknownEdge
+from patching.drawn_pairs import DrawnPairs, induction_pairs, random_pairs, specimen
+
+FAMILIES = ("gpt2", "llama", "gemma2", "gpt_neox")
+HELD = (("heads", "mlps"), ("heads",), ("mlps",), ())
+SOME = [(name, held) for i, name in enumerate(FAMILIES) for held in (HELD[i], HELD[(i + 1) % 4])]
+CLOSE = 1e-10
+
+
+def pairs_for(name: str) -> DrawnPairs:
+    return random_pairs(opened(name), lengths=(9, 6), differ_at=(1, 3))
+
+
+def difference(pairs: DrawnPairs, logits: torch.Tensor) -> np.ndarray:
+    metric, last = pairs.metric, logits[:, -1]
+    right, wrong = (last.gather(1, torch.tensor(ids)) for ids in (metric.answers, metric.wrong))
+    return (right - wrong)[:, 0].numpy()
+
+
+def by_hand(name: str, pairs: DrawnPairs, sender: Node, receiver: str, held: tuple[str, ...]) -> np.ndarray:
+    """Pass C keeps what the receiver reads; pass D is the clean run with the receiver reading that."""
+    model = opened(name)
+    arithmetic, wiring = EdgesByHand(model.hf), wiring_of(model)
+    target = Edge.parse(f"embed->{receiver}")
+    clean, corrupt = arithmetic.added_in(pairs.clean), arithmetic.added_in(pairs.corrupt)
+    seen: list[torch.Tensor] = []
+
+    def value(source: Node, own: dict[Node, torch.Tensor]) -> torch.Tensor:
+        if source == sender:
+            return corrupt[source]
+        is_held = {"head": "heads", "mlp": "mlps"}.get(source.kind, "heads") in held
+        return clean[source] if is_held else own[source]
+
+    def travelling(node, which, rest, own):
+        stream = rest + sum(value(source, own) for source in wiring.sources(node))
+        if (node, which) == (target.target, target.input):
+            seen.append(stream)
+        return stream
+
+    def receiving(node, which, rest, own):
+        if (node, which) == (target.target, target.input):
+            return seen[0]
+        return rest + sum(own[source] for source in wiring.sources(node))
+
+    arithmetic._pass(pairs.clean, travelling)
+    return difference(pairs, arithmetic._pass(pairs.clean, receiving)[1])
+
+
+def receivers_of(name: str) -> list[str]:
+    wiring = wiring_of(opened(name))
+    last = wiring.n_layers - 1
+    kv = "kv" if wiring.n_kv_heads < wiring.n_heads else "a"
+    return [f"a{last}.1.q", f"{kv}{last}.0.k", f"{kv}{last}.1.v", f"m{last}", "logits"]
+
+
+@pytest.mark.parametrize(("name", "held"), SOME)
+def test_paths_equal_the_two_passes_by_hand(name, held):
+    pairs, receivers = pairs_for(name), receivers_of(name)
+    senders = ["a0.1", "m0", f"a{opened(name).n_layers - 1}.0"]
+    with double(name):
+        found = path_patch(
+            opened(name),
+            pairs,
+            senders=senders,
+            receivers=receivers,
+            convention=PathConvention(frozen=held),
+        ).per_pair.values
+        clean = path_patch(opened(name), pairs, receivers=["logits"]).clean.values
+        wiring = wiring_of(opened(name))
+        for i, sender in enumerate(senders):
+            for j, receiver in enumerate(receivers):
+                target = Edge.parse(f"embed->{receiver}").target
+                if Node.parse(sender) not in wiring.sources(target):
+                    assert (found[i, j] == clean).all()
+                    continue
+                wanted = by_hand(name, pairs, Node.parse(sender), receiver, held)
+                assert np.abs(found[i, j] - wanted).max() < CLOSE, (sender, receiver)
+
+
+def test_holding_other_classes_gives_other_numbers():
+    pairs, name = pairs_for("gpt2"), "gpt2"
+    with double(name):
+        edge, ioi = (
+            path_patch(opened(name), pairs, senders=["a0.1"], receivers=["logits"], convention=how)
+            for how in ("direct-edge", "ioi")
+        )
+    assert np.abs(edge.per_pair.values - ioi.per_pair.values).max() > 1e3 * CLOSE
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [*((name, "resample") for name in FAMILIES), ("llama", "mean"), ("gpt2", "zero")]
+)
+def test_direct_edges_equal_edge_runs(name, how):
+    pairs, model = pairs_for(name), opened(name)
+    with double(name):
+        ablation = {
+            "resample": lambda: Resampled(prompts=pairs.corrupt),
+            "mean": lambda: mean_of(model, pairs.clean),
+            "zero": lambda: zero(model),
+        }[how]()
+        runs = EdgeRuns(model, pairs.clean, metric=pairs.metric, ablation=ablation)
+        edges = [edge for edge in runs.wiring.edges() if edge.source in runs.wiring.writers[:4]]
+        index = {edge: i for i, edge in enumerate(runs.wiring.edges())}
+        receivers = list(dict.fromkeys(str(edge).split("->")[1] for edge in edges))
+        masks = np.ones((len(edges), runs.wiring.n_edges), dtype=bool)
+        for row, edge in enumerate(edges):
+            masks[row, index[edge]] = False
+        wanted = runs.measure(masks).numpy()
+        senders = list(runs.wiring.writers[:4])
+        found = path_patch(
+            model, pairs, senders=senders, receivers=receivers, convention=direct_edge(ablation=how)
+        )
+    for edge, values in zip(edges, wanted, strict=True):
+        cell = found.per_pair.values[senders.index(edge.source), receivers.index(str(edge).split("->")[1])]
+        assert np.abs(cell - values).max() < CLOSE, str(edge)
+
+
+@pytest.mark.parametrize("end", ["clean", "corrupt"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_linear_path_divides_by_the_denominator_of_the_run_named(name, end):
+    pairs, model = pairs_for(name), opened(name)
+    convention = PathConvention(norm=end)
+    with double(name):
+        found = path_patch(model, pairs, senders=["a0.1"], receivers=["a1.1.q"], convention=convention)
+        arithmetic = EdgesByHand(model.hf)
+        head = Node.parse("a0.1")
+        change = arithmetic.added_in(pairs.corrupt)[head] - arithmetic.added_in(pairs.clean)[head]
+        batch = getattr(pairs, end)
+        stream = arithmetic.run(batch.ids, batch.n_pad)["resid_pre.1"]
+        is_layer = arithmetic.names.kind == "layer"
+        if is_layer:
+            stream, change = (x - x.mean(-1, keepdim=True) for x in (stream, change))
+        scale = (stream.pow(2).mean(-1, keepdim=True) + arithmetic.eps).sqrt()
+        prefix = arithmetic.names.layer.format(1)
+        moved = change / scale * arithmetic.weights[f"{prefix}{arithmetic.names.ln1}.weight"]
+        project = arithmetic.projections(prefix)[0]
+        moved = arithmetic.heads(project(moved) - project(torch.zeros_like(moved)))
+        moved[:, :, [h for h in range(model.n_heads) if h != 1]] = 0
+        clean = pairs.clean
+        values = arithmetic.run(clean.ids, clean.n_pad, {"q_proj.1": lambda q: q + moved})
+    assert np.abs(found.per_pair.values[0, 0] - difference(pairs, values["logits"])).max() < CLOSE
+
+
+def test_senders_changed_nowhere_change_nothing_and_at_one_position_less():
+    pairs = pairs_for("llama")
+    with double("llama"):
+        found = [
+            path_patch(
+                opened("llama"), pairs, senders=["embed"], receivers=["logits", "resid_pre.0"], positions=p
+            )
+            for p in (0, (1, 3), None)
+        ]
+    nowhere, there, everywhere = (grid.effects.values for grid in found)
+    assert np.abs(nowhere).max() < CLOSE
+    assert np.abs(there - everywhere).max() < CLOSE
+    assert np.abs(found[2].recovered.values[0, 1]) < CLOSE  # the whole embedding is the other run
+
+
+def test_denoising_an_embedding_into_the_stream_is_the_clean_run():
+    pairs = pairs_for("gemma2")
+    with double("gemma2"):
+        found = path_patch(
+            opened("gemma2"),
+            pairs,
+            senders=["embed"],
+            receivers=["resid_pre.0"],
+            convention=PathConvention(direction="denoising"),
+        )
+    assert np.abs(found.per_pair.values[0, 0] - found.clean.values).max() < CLOSE
+    assert np.abs(found.clean.values - found.corrupt.values).max() > 1e3 * CLOSE
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_edges_of_a_compiled_program_are_found_and_no_others(preset):
+    model = load("compiled/reverse")
+    split = load_behavior("compiled/reverse", model, n=96, seed=0).train
+    split = split.select(range(24))
+    truth = {str(edge) for edge in truth_of("reverse").edges("resample")}
+    wiring = wiring_of(model)
+    receivers = list(dict.fromkeys(str(edge).split("->")[1] for edge in wiring.edges()))
+    senders = list(wiring.writers)
+    if preset == "ioi":  # a path through an MLP counts there, so only edges into the program's own MLP agree
+        receivers = [name for name in receivers if name in ("m0", "a0.0.k")]
+    found = path_patch(model, split, senders=senders, receivers=receivers, convention=preset)
+    effect = np.abs(found.per_pair.values - found.clean.values).mean(-1)
+    gap = found.gap[0]
+    strong = {f"{senders[i]}->{receivers[j]}" for i, j in zip(*np.nonzero(effect > 1e-3 * gap), strict=True)}
+    assert strong == {name for name in truth if name.split("->")[1] in receivers}
+
+
+def test_the_induction_path_is_found_and_every_other_does_nothing():
+    model = specimen()
+    pairs = induction_pairs(model, "key", n=8)
+    receivers = [f"a1.{h}.{which}" for h in (3, 11) for which in "qkv"]
+    found = path_patch(model, pairs, senders=["a0.2", "a0.5"], receivers=receivers)
+    share = np.abs(found.effects.values) / abs(found.gap[0])
+    path = (1, receivers.index("a1.11.k"))
+    assert share[path] > 0.5
+    share[path] = 0
+    assert share.max() < 0.05
+
+
+def test_a_result_is_saved_and_read_again(tmp_path):
+    found = path_patch(
+        opened("llama"), pairs_for("llama"), senders=["a0.1", "m0"], receivers=["a1.0.q", "m1"]
+    )
+    found.save(tmp_path / "paths.json")
+    again = PatchGrid.load(tmp_path / "paths.json")
+    assert (again.per_pair.values == found.per_pair.values).all()
+    assert again.per_pair.coords["receiver"] == ("a1.0.q", "m1")
+    assert again.per_pair.conventions["frozen"] == ["heads", "mlps"]
+
+
+@pytest.mark.parametrize(
+    ("receiver", "sender"),
+    [("a0.9.q", "m0"), ("a1.0", "m0"), ("resid_pre.7", "m0"), ("m1:3", "m0"), ("m1", "m9")],
+)
+def test_nodes_that_the_model_does_not_have_are_refused(receiver, sender):
+    with pytest.raises(UnknownEdge):
+        path_patch(opened("gpt2"), pairs_for("gpt2"), senders=[sender], receivers=[receiver])
+
+
+def test_unknown_conventions_are_refused():
+    with pytest.raises(InterventionMismatch, match="neurons"):
+        PathConvention(frozen=("neurons",))
+    with pytest.raises(InterventionMismatch, match="direct-edge"):
+        path_patch(opened("gpt2"), pairs_for("gpt2"), receivers=["m1"], convention="acdc")

@@ -240,7 +240,5 @@ def test_nodes_that_the_model_does_not_have_are_refused(receiver, sender):
 
 
 def test_unknown_conventions_are_refused():
-    with pytest.raises(InterventionMismatch, match="neurons"):
-        PathConvention(frozen=("neurons",))
     with pytest.raises(InterventionMismatch, match="direct-edge"):
         path_patch(opened("gpt2"), pairs_for("gpt2"), receivers=["m1"], convention="acdc")

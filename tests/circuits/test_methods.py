@@ -1,7 +1,7 @@
 """Every way to find a circuit finds the mechanism that is there, and backups that single removals hide."""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from mechscope.circuits.methods.gates import Gates
 from mechscope.circuits.methods.top_n import chosen_edges, patched_importance
 from mechscope.circuits.registry import discovery, methods
 from mechscope.circuits.size_curve import FRACTIONS, SizeCurve, area, size_curve
-from mechscope.interventions.metrics import UserMetric
+from mechscope.interventions.metrics import LogitDifference
 from mechscope.models.model import Model
 from mechscope.models.opening import wrap
 from mechscope.vocabulary.errors import NoGradient, NotEnoughEvidence, RegistrationError, ShapeError
@@ -67,6 +67,14 @@ def test_every_method_has_settings_a_summary_and_one_name():
         discovery("acdc", known["acdc"].settings)(lambda _model, _split, _settings: truth())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Filled(LogitDifference):
+    """A logit difference that is full at 15: one head nearly fills it."""
+
+    def measure(self, logits: torch.Tensor) -> torch.Tensor:
+        return super().measure(logits).clamp(max=15.0)
+
+
 def with_a_backup() -> tuple[Model, Split]:
     """Two induction heads that do the same, and a metric that one alone nearly fills: removing one shows little."""
     model, _ = induction()
@@ -79,15 +87,8 @@ def with_a_backup() -> tuple[Model, Split]:
             projection.weight[other] = projection.weight[own]
         attention.o_proj.weight[:, other] = attention.o_proj.weight[:, own]
     split = train()
-    answers = torch.tensor([row[0] for row in split.answers])
-    wrong = torch.tensor([row[0] for row in split.wrong])
-
-    def filled(logits: torch.Tensor) -> torch.Tensor:
-        rows = torch.arange(len(logits))
-        at = rows % len(answers)  # the prompts once for each circuit of a batch
-        return (logits[rows, 0, answers[at]] - logits[rows, 0, wrong[at]]).clamp(max=15.0)
-
-    return wrap(hf, model.tokenizer, check=False), replace(split, metric=UserMetric(function=filled))
+    metric = Filled(answers=split.answers, wrong=split.wrong)
+    return wrap(hf, model.tokenizer, check=False), replace(split, metric=metric)
 
 
 def test_a_backup_that_single_removals_hide_is_found_jointly():

@@ -89,6 +89,7 @@ def test_a_metric_is_raised_by_what_is_learnt_on_it() -> None:
 
 def test_the_models_parameters_get_no_gradient() -> None:
     model = model_of("gpt2")
+    model.hf.zero_grad(set_to_none=True)  # other tests share this model
     ms.learn_optimal(model, [ms.ablate("z.1", "optimal", reference=REFERENCE)], learning=Learning(n_steps=1))
     assert all(parameter.grad is None for parameter in model.hf.parameters())
 

@@ -15,6 +15,9 @@ _BY_NAME: dict[str, Idea] = {idea.name: idea for idea in (*IDEAS, *MEASURED_ONLY
 BEHAVIORS: tuple[str, ...] = tuple(_BY_NAME)
 MISBEHAVIOURS: tuple[str, ...] = tuple(idea.name for idea in IDEAS if idea.is_misbehaviour)
 
+_PATIENCE = 50
+"""Rounds through the units without a new pair after which there are no more."""
+
 
 def draw_pairs(behavior: str, *, split: str, n: int, seed: int) -> list[VillagePair]:
     """Draw `n` different clean/corrupt pairs of a behaviour.
@@ -36,7 +39,8 @@ def draw_pairs(behavior: str, *, split: str, n: int, seed: int) -> list[VillageP
     units: list[Unit] = list(idea.units(split))
     rng.shuffle(units)
     drawn: dict[str, VillagePair] = {}
-    for attempt in range(50 * n + 1000):
+    attempt = last_new = 0
+    while attempt - last_new <= _PATIENCE * len(units) + 1000:
         if len(drawn) == n:
             return list(drawn.values())
         uses_new_template = split == "held_out" and attempt // len(units) % 2 == 1
@@ -45,7 +49,9 @@ def draw_pairs(behavior: str, *, split: str, n: int, seed: int) -> list[VillageP
         pair = _as_pair(
             idea.fill(rng, units[attempt % len(units)], template=text), split=split, template=name
         )
-        drawn.setdefault(pair.clean + " | " + pair.corrupt, pair)
+        attempt += 1
+        if drawn.setdefault(pair.clean + " | " + pair.corrupt, pair) is pair:
+            last_new = attempt
     raise BadPairs(
         f"behaviour {behavior!r} has no {n} different prompts in split {split!r}",
         got=n,

@@ -85,10 +85,10 @@ def test_one_unit_has_no_stability() -> None:
 def test_the_true_circuit_passes_and_a_random_one_does_not() -> None:
     model, behavior = induction()
     split = behavior.held_out.select(range(48))
-    mine = run_tests(model, truth(), split, settings=FAST)
+    mine = run_tests(model, truth(), split=split, settings=FAST)
     assert mine["sufficiency"].passes and mine["necessity"].passes and mine["minimality"].passes
     other = random_circuits(truth(), 1, seed=3, avoiding=True)[0]
-    theirs = run_tests(model, other, split, settings=FAST)
+    theirs = run_tests(model, other, split=split, settings=FAST)
     assert not theirs["sufficiency"].passes and not theirs["necessity"].passes
     assert not theirs["equivalence"].passes and not theirs["minimality"].passes
     assert next(row[0] for row in mine.table().rows) == "equivalence"
@@ -98,7 +98,7 @@ def test_the_true_circuit_passes_and_a_random_one_does_not() -> None:
 def test_a_superfluous_edge_fails_minimality() -> None:
     model, behavior = induction()
     diluted = truth() | Circuit.of(model, ["embed->a0.3.v", "a0.3->logits"])
-    found = run_tests(model, diluted, behavior.held_out.select(range(48)), settings=FAST)
+    found = run_tests(model, diluted, split=behavior.held_out.select(range(48)), settings=FAST)
     assert not found["minimality"].passes
     assert found.edge_p["a0.3->logits"] > 0.05 >= found.edge_p["a1.11->logits"]
 
@@ -106,10 +106,10 @@ def test_a_superfluous_edge_fails_minimality() -> None:
 def test_the_true_circuit_stands_stress_and_a_random_one_breaks() -> None:
     model, behavior = induction()
     split = behavior.held_out.select(range(2))
-    mine = stress_circuit(model, truth(), split, n_random=8, n_rounds=1)
+    mine = stress_circuit(model, truth(), split=split, n_random=8, n_rounds=1)
     assert mine.lowest_random > 0.95 and mine.worst > 0.95
     other = stress_circuit(
-        model, random_circuits(truth(), 1, seed=3, avoiding=True)[0], split, n_random=8, n_rounds=1
+        model, random_circuits(truth(), 1, seed=3, avoiding=True)[0], split=split, n_random=8, n_rounds=1
     )
     assert other.worst < 0.2 and set(map(str, TRUE_EDGES)) & set(other.worst_removed)
 
@@ -157,4 +157,4 @@ def test_holms_rule_by_hand() -> None:
 def test_few_units_are_refused() -> None:
     model, behavior = induction()
     with pytest.raises(NotEnoughEvidence):
-        run_tests(model, truth(), behavior.held_out.select(range(6)), settings=FAST)
+        run_tests(model, truth(), split=behavior.held_out.select(range(6)), settings=FAST)

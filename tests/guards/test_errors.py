@@ -27,7 +27,10 @@ JUSTIFIED: dict[tuple[str, str], str] = {
         "models/session.py",
         "Stopped",
     ): "leaves the forward pass at `stop_after`; no caller sees it",
-    ("engine/packed.py", "Stopped"): "ends the last layer at its attention; caught where the layer is called",
+    (
+        "engine/packed_attention.py",
+        "Stopped",
+    ): "ends the last layer at its attention; caught where it is called",
     ("records/files.py", "ValueError"): "inside json's hooks, where `open_json` turns it into BadFile",
 }
 

@@ -1,6 +1,7 @@
 """The circuit's job: the written edges are found, the claim is supported, the files say so."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,8 @@ from mechscope.investigations.circuit_search import investigate_circuit
 def test_the_written_edges_are_found_and_their_claim_supported(tmp_path: Path) -> None:
     model = ms.load("induction")
     behavior = ms.behaviors.load("induction", model, n=240)
-    found = investigate_circuit(
-        model, behavior, method="eap", n_edges=3, n_runs=3, command="mechscope circuit ..."
-    )
+    found = investigate_circuit(model, behavior, method="eap", n_edges=3, n_runs=3)
+    found = replace(found, command="mechscope circuit ...")
     files = save_circuit_investigation(found, tmp_path / "out")
     assert found.record.verdict.outcome == "supported" and found.evaluation.faithfulness > 0.95
     assert found.stability is not None and found.stability.stable == found.circuit

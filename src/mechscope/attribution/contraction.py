@@ -57,7 +57,7 @@ def contract(
     n_rows, width = writers.embed.shape[0], writers.embed.shape[2]
     out = writers.embed.new_zeros(n_rows, wiring.n_edges)
     columns = real_columns(mask)
-    size = columns_at_once(len(wiring.writers), n_rows, width, out.element_size())
+    size = columns_at_once(len(wiring.writers), n_rows, d_model=width, itemsize=out.element_size())
     for some in columns.split(size):
         place = slice(None) if len(some) == mask.shape[1] else some
         changed = writers.at(place)

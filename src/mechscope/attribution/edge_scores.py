@@ -108,7 +108,9 @@ class EdgeScores:
             )
         if weights.shape[-1] != len(self.pairs):
             raise ShapeError(
-                "Each pair needs a weight.", got=f"{weights.shape[-1]} weights, {len(self.pairs)} pairs"
+                "Each pair needs a weight.",
+                got=f"{weights.shape[-1]} weights",
+                instead=f"{len(self.pairs)} weights",
             )
         weights = weights.to(self.pairs)
         return weights @ self.pairs / weights.sum(-1, keepdim=True)

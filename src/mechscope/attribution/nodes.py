@@ -90,9 +90,9 @@ def attribute(
         verified = verify(
             model,
             (donor, recipient),
-            behavior.metric,
-            layout,
-            table.mean(-1),
+            metric=behavior.metric,
+            layout=layout,
+            predicted=table.mean(-1),
             settings=settings,
         )
     facts = {"site": site, "method": method, "direction": direction, "linearization": linearization.to_json()}

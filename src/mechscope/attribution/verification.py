@@ -51,10 +51,10 @@ class Verified:
 def verify(
     model: Model,
     prompts: tuple[TokenBatch, TokenBatch],
+    *,
     metric: Metric,
     layout: Layout,
     predicted: np.ndarray,
-    *,
     settings: NodeSettings,
 ) -> Verified:
     """Patch the strongest nodes one by one, and random halves of the rest.

@@ -86,7 +86,7 @@ class Writers:
         return out
 
 
-def columns_at_once(n_writers: int, n_rows: int, d_model: int, itemsize: int, budget: int = 2**28) -> int:
+def columns_at_once(n_writers: int, n_rows: int, *, d_model: int, itemsize: int, budget: int = 2**28) -> int:
     """Columns whose writers fit into a budget of bytes."""
     return max(1, budget // max(1, n_writers * n_rows * d_model * itemsize))
 

@@ -93,6 +93,8 @@ def _changed(behavior: Behavior, change: Mapping[str, Any], model: Model) -> Beh
             return behavior.redraw(change["seed"])
         case "only_correct":
             return behavior.only_correct(model)
+        case _:
+            pass
     raise BadClaim(
         f'A change of the prompts of "{behavior.name}" is not known.',
         got=str(change.get("kind")),

@@ -349,7 +349,7 @@ def connected_edges(wiring: Wiring, kept: np.ndarray) -> np.ndarray:
         at, first = places.attention_edges(layer), places.head(layer)
         block = kept[at].reshape(places.n_readers, -1) & reached[: places.n_sources(layer)]
         heads = slice(first, first + wiring.n_heads)
-        reached[heads] = places.heads_read_by(block.any(1))
+        reached[heads] = places.heads_read_by(np.asarray(block.any(1)))
         block &= places.readers_of(needed[heads])[:, None]
         found[at] = block.ravel()
         if wiring.has_mlps:

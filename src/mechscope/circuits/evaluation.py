@@ -20,7 +20,7 @@ from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions
 from mechscope.circuits.measures import Measures, Plan
 from mechscope.data.intervals import Interval, Resamples, ratio_bootstrap
-from mechscope.figures.prose import Table
+from mechscope.figures.prose import Cell, Table
 from mechscope.models.model import Model
 from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.records.record import Record
@@ -152,7 +152,7 @@ class CircuitEvaluation:
         numbers = self.to_json()
         interval = numbers["faithfulness_interval"]
         ends = "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-        rows: list[list[object]] = [
+        rows: list[list[Cell]] = [
             ["edges", f"{len(self.circuit)} of {self.circuit.wiring.n_edges}"],
             ["metric: circuit, model, no edge", " , ".join(f"{v:.4g}" for v in numbers["metric"].values())],
             ["faithfulness (ratio of means), 95% interval", f"{self.faithfulness:.3f}, {ends}"],
@@ -249,7 +249,9 @@ def evaluate_circuits(
         adds one for each edge, completeness two for each set.
     """
     if not circuits:
-        raise NotEnoughEvidence("There is no circuit to evaluate.", got="an empty list")
+        raise NotEnoughEvidence(
+            "There is no circuit to evaluate.", got="an empty list", instead="one circuit or more"
+        )
     for circuit in circuits:
         circuit.refuse_unless_of(model)
     conventions, measures = conventions or Conventions(), measures or Measures()

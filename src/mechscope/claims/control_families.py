@@ -96,7 +96,7 @@ def best_family(model: Model, mechanism: Components | Direction | Circuit) -> st
 
 def selection_of(mechanism: Components) -> Mapping[Hashable, Sequence[Hashable]]:
     """The mechanism's members by group: heads by layer, and all MLPs in one group."""
-    groups: dict[Hashable, Sequence[Hashable]] = dict(mechanism.by_layer)
+    groups: dict[Hashable, Sequence[Hashable]] = {**mechanism.by_layer}
     return groups | ({"mlp": mechanism.mlps} if mechanism.mlps else {})
 
 

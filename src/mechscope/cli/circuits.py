@@ -1,6 +1,7 @@
 """`mechscope circuit`: the edges that carry a behaviour, evaluated and tested, as a report."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -76,9 +77,9 @@ def circuit(
             n_edges=edges,
             n_runs=runs,
             seed=seed,
-            command=shlex.join(words),
             progress=tell,
         )
+    found = replace(found, command=shlex.join(words))
     files = save_circuit_investigation(found, out)
     verdict, evaluation = found.record.verdict, found.evaluation
     shown = {

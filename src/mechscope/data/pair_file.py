@@ -184,7 +184,7 @@ def _listed(cell: Any) -> tuple[str, ...] | None:
     items = [items] if type(items) is int else items
     if not isinstance(items, list):
         return None
-    words = [str(item) if type(item) is int else item for item in items]
+    words: list[Any] = [str(item) if type(item) is int else item for item in items]
     if any(not isinstance(word, str) or _is_blank(word) for word in words):
         return None
     return tuple(word.strip() for word in words)

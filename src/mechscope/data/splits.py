@@ -80,7 +80,7 @@ def assign(entities: Sequence[tuple[str, ...]], *, seed: int) -> list[str]:
     if len(sizes) < MIN_GROUPS:
         return ["train"] * len(groups)
     order = sorted(sizes, key=lambda group: (-sizes[group], seed_for(seed, "assign", group)))
-    given = dict.fromkeys(SPLITS, 0)
+    given: dict[str, int] = dict.fromkeys(SPLITS, 0)
     chosen: dict[int, str] = {}
     for group in order:
         missing = {name: SHARES[name] * len(groups) - given[name] for name in SPLITS}

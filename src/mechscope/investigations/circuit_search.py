@@ -59,7 +59,6 @@ def investigate_circuit(
     n_edges: int = 50,
     n_runs: int = 100,
     seed: int = 0,
-    command: str = "",
     progress: Progress | None = None,
 ) -> CircuitInvestigation:
     """Find a circuit, measure it on prompts that the search has not seen, and test the claim about it.
@@ -71,7 +70,6 @@ def investigate_circuit(
         n_edges: Edges at most.
         n_runs: Discoveries on resampled units; 0 leaves stability out.
         seed: Of resamples and controls.
-        command: Shown in the report.
         progress: Told the stage and the share done.
 
     Raises:
@@ -82,10 +80,9 @@ def investigate_circuit(
     tell = progress or (lambda what, share: None)
     train = behavior.train.select(range(min(N_TRAIN, len(behavior.train))))
     held_out = behavior.held_out.select(range(min(N_EVALUATED, len(behavior.held_out))))
-    sized = {} if method == "acdc" else {"n_edges": n_edges}
 
     def find(split: Split) -> Circuit:
-        return discover(model, split, method=method, **sized)
+        return discover(model, split, method=method, n_edges=n_edges)
 
     tell("looking for the circuit", 0.0)
     circuit = find(train)
@@ -118,5 +115,4 @@ def investigate_circuit(
         stability=stability,
         stable=stable,
         record=record,
-        command=command,
     )

@@ -46,7 +46,9 @@ class FactSettings:
     def __post_init__(self) -> None:
         if min(self.widths, default=-1) < 0 or self.n_attributes < 2:
             raise InputError(
-                "These settings hold no facts.", got=f"widths {self.widths}, {self.n_attributes} attributes"
+                "These settings hold no facts.",
+                got=f"widths {self.widths}, {self.n_attributes} attributes",
+                instead="widths of 0 or more, and two attributes or more",
             )
 
 

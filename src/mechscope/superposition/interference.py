@@ -217,7 +217,11 @@ def unit_rows(directions: Tensor) -> Tensor:
         )
     rows = directions.detach().cpu().double()
     if not bool(torch.isfinite(rows).all()):
-        raise NonFiniteActivations("A direction is not finite.", got=f"shape {list(rows.shape)}")
+        raise NonFiniteActivations(
+            "A direction is not finite.",
+            got=f"shape {list(rows.shape)}",
+            because="its cosines are not numbers",
+        )
     norms = rows.norm(dim=1, keepdim=True)
     if not bool((norms > 0).all()):
         raise ShapeError(

@@ -303,4 +303,8 @@ def _refuse_unless_labelled(activations: Tensor, contexts: Tensor) -> None:
             instead="activations [token, unit] and contexts [token]",
         )
     if not bool(torch.isfinite(activations).all()):
-        raise NonFiniteActivations("An activation is not finite.", got=f"shape {list(activations.shape)}")
+        raise NonFiniteActivations(
+            "An activation is not finite.",
+            got=f"shape {list(activations.shape)}",
+            because="no mean over tokens exists",
+        )

@@ -51,6 +51,7 @@ class ToySettings:
             raise InputError(
                 "These settings make no toy model.",
                 got=f"n_features {self.n_features}, n_hidden {self.n_hidden}, decay {self.importance_decay}",
+                instead="a feature and a hidden dimension or more, and a decay above 0, at most 1",
             )
 
 

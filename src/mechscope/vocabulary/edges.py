@@ -165,13 +165,14 @@ class Wiring:
         shared = self.n_kv_heads < self.n_heads
         inputs: list[tuple[Node, Input]] = []
         for layer in range(self.n_layers):
-            inputs += [(Node(kind="head", layer=layer, head=head), _QUERY) for head in range(self.n_heads)]
+            inputs.extend((Node(kind="head", layer=layer, head=head), _QUERY) for head in range(self.n_heads))
             for which in _KEYS_AND_VALUES:
-                inputs += [
+                inputs.extend(
                     (Node(kind="kv" if shared else "head", layer=layer, head=head), which)
                     for head in range(self.n_kv_heads)
-                ]
-            inputs += [(Node(kind="mlp", layer=layer), _WHOLE)] if self.has_mlps else []
+                )
+            if self.has_mlps:
+                inputs.append((Node(kind="mlp", layer=layer), _WHOLE))
         return (*inputs, (Node(kind="logits"), ""))
 
     @cached_property

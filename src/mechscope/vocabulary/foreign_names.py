@@ -7,6 +7,15 @@ presume TransformerLens' default weight folding say so in `PRESUMES_FOLDING`.
 
 import re
 
+HOOK_KEY = "hook_name"
+"""Key of the site in SAELens' files."""
+OLD_HOOK_KEY = "hook_point"
+"""The same before its version 3."""
+HEAD_OUTPUTS_HOOK = "hook_z"
+"""Both a hook and SAELens' word for joining the heads' outputs."""
+MLP_INPUT_HOOK = "hook_mlp_in"
+"""A hook that transcoders' files take for the MLP's own input."""
+
 _IN_BLOCK: dict[str, tuple[str, ...]] = {
     "hook_resid_pre": ("resid_pre",),
     "hook_resid_mid": ("resid_mid",),

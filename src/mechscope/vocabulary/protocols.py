@@ -28,11 +28,20 @@ class Tokens(Protocol):
         n_columns: Columns of the run so far; a shorter key axis holds the last of them.
     """
 
-    rows: "torch.Tensor"
-    positions: "torch.Tensor"
-    columns: "torch.Tensor"
-    site: Site
-    n_columns: int
+    @property
+    def rows(self) -> "torch.Tensor": ...
+
+    @property
+    def positions(self) -> "torch.Tensor": ...
+
+    @property
+    def columns(self) -> "torch.Tensor": ...
+
+    @property
+    def site(self) -> Site: ...
+
+    @property
+    def n_columns(self) -> int: ...
 
 
 @runtime_checkable

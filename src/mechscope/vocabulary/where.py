@@ -3,6 +3,7 @@
 Positions count the real tokens of each row: padding is not counted, and -1 is each row's last real token.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -124,15 +125,17 @@ def _ints(value: Any) -> tuple[int, ...] | None:
             got=repr(value),
             instead="an int, a list of ints, or None for all",
         )
-    return (value,) if isinstance(value, int) else tuple(int(index) for index in value)
+    indices: Iterable[Any] = (value,) if isinstance(value, int) else value
+    return tuple(int(index) for index in indices)
 
 
 def _positions(value: Any) -> Positions | None:
     match value:
         case None | Span() | PerRow() | Matching():
             return value
-        case slice(start=start, stop=stop, step=None | 1):
-            return Span(start, stop)
+        case slice(step=None | 1):
+            span = cast("slice[int | None, int | None, Any]", value)
+            return Span(span.start, span.stop)
         case str():
             return Matching((value,))
         case [str(), *_]:

@@ -74,7 +74,9 @@ class _Walker:
             if kept.sum() >= size:
                 return kept
         raise NotEnoughEvidence(
-            f"Random walks did not reach {size} edges.", got=f"{int(kept.sum())} after {_MOST_WALKS} walks"
+            f"Random walks did not reach {size} edges.",
+            got=f"{int(kept.sum())} after {_MOST_WALKS} walks",
+            instead="smaller circuits",
         )
 
     def _walk(self, rng: np.random.Generator) -> list[Edge]:

@@ -115,8 +115,8 @@ class CircuitTests:
 def test_circuit(
     model: Model,
     circuit: Circuit,
-    split: Split,
     *,
+    split: Split,
     conventions: Conventions | None = None,
     settings: TestSettings | None = None,
 ) -> CircuitTests:

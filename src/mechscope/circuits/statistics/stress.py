@@ -61,8 +61,8 @@ class Stress:
 def stress_circuit(
     model: Model,
     circuit: Circuit,
-    split: Split,
     *,
+    split: Split,
     conventions: Conventions | None = None,
     n_random: int = 64,
     n_rounds: int = 3,
@@ -88,7 +88,9 @@ def stress_circuit(
     """
     circuit.refuse_unless_of(model)
     if n_random < 1:
-        raise ShapeError("Stress needs at least one random part.", got=f"n_random={n_random}")
+        raise ShapeError(
+            "Stress needs at least one random part.", got=f"n_random={n_random}", instead="n_random=64"
+        )
     conventions = conventions or Conventions()
     runs = CircuitRuns(model, split, conventions)
     whole = np.ones_like(circuit.kept)

@@ -6,7 +6,7 @@ training ends. Batching, reconstruction, revival, schedules and the optimiser ar
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -118,14 +118,17 @@ ARCHITECTURES: dict[str, type[Architecture]] = {}
 """Every architecture by name."""
 
 
-def register_architecture(name: str) -> Callable[[type[Architecture]], type[Architecture]]:
+Kind = TypeVar("Kind", bound=type[Architecture])
+
+
+def register_architecture(name: str) -> Callable[[Kind], Kind]:
     """Name an architecture.
 
     Raises:
         RegistrationError: the name is taken, or the class is half an architecture.
     """
 
-    def register(cls: type[Architecture]) -> type[Architecture]:
+    def register(cls: Kind) -> Kind:
         known = ARCHITECTURES.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise RegistrationError(

@@ -8,6 +8,8 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from mechscope.vocabulary.foreign_names import HOOK_KEY
+
 if TYPE_CHECKING:
     from mechscope.dictionaries.evaluation.result import Evaluation
 
@@ -70,7 +72,7 @@ def to_saebench(evaluation: "Evaluation") -> dict[str, Any]:
             "model_name": source.get("model", ""),
             "d_in": sum(_width(port) for port in evaluation.dictionary.get("reads", ())),
             "d_sae": evaluation.dictionary.get("n_latents"),
-            "hook_name": ", ".join(port["site"] for port in evaluation.dictionary.get("reads", ())),
+            HOOK_KEY: ", ".join(port["site"] for port in evaluation.dictionary.get("reads", ())),
             "architecture": evaluation.dictionary.get("gate", {}).get("rule"),
         },
     }

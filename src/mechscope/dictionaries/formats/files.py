@@ -3,10 +3,10 @@
 A pickle is read with `weights_only=True` or refused; npz without pickled objects; YAML by the safe loader.
 """
 
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     refuse_unless_file(path)
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise UnsafeFile(
             f"{path.name} holds more than tensors.",
             got=path,

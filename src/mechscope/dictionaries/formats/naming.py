@@ -9,7 +9,7 @@ import re
 from mechscope.dictionaries.formats.answers import Answers, ambiguous
 from mechscope.dictionaries.settings import Port
 from mechscope.vocabulary.errors import DictionaryMismatch, UnknownSite
-from mechscope.vocabulary.foreign_names import foreign_name
+from mechscope.vocabulary.foreign_names import MLP_INPUT_HOOK, foreign_name
 from mechscope.vocabulary.sites import Site
 
 _LAYER = r"(?:model\.|language_model\.|transformer\.|gpt_neox\.)*(?:layers|h|blocks)\.(?P<layer>\d+)"
@@ -26,7 +26,7 @@ _MODULES: tuple[tuple[str, str, str], ...] = (
 )
 _HOOKS = {
     "mlp.hook_in": "mlp_in",
-    "hook_mlp_in": "mlp_in",
+    MLP_INPUT_HOOK: "mlp_in",
     "mlp.hook_out": "mlp_out",
     "attn.hook_out": "attn_out",
 }

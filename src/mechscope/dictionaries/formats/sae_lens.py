@@ -26,6 +26,7 @@ from mechscope.dictionaries.formats.naming import port_at, settle_site, site_fro
 from mechscope.dictionaries.formats.sae_lens_flat import as_version_6, is_flat
 from mechscope.dictionaries.settings import Calibration, Gate, Normalization, Settings, Source
 from mechscope.vocabulary.errors import BadFile, DictionaryError, UnknownGate
+from mechscope.vocabulary.foreign_names import HOOK_KEY
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 SCALER, WHITENING = "activation_scaler.json", "activation_whitening.safetensors"
@@ -228,7 +229,7 @@ def _bound_threshold(reading: Reading) -> None:
 def _settings(reading: Reading, gate: Gate) -> Settings:
     config, answers = reading.config, reading.answers
     metadata = reading.metadata
-    hook = str(metadata.get("hook_name") or config.get("hook_name") or "")
+    hook = str(metadata.get(HOOK_KEY) or config.get(HOOK_KEY) or "")
     site = settle_site(answers, site_from_hook(hook), hook)
     d_out, d_in = reading.tensors["W_dec"].shape[1], int(config["d_in"])
     reads = writes = (port_at(site, d_in, answers),)
@@ -313,7 +314,7 @@ def _whitening(reading: Reading) -> tuple[Tensor, Tensor]:
 def _source(reading: Reading) -> Source:
     metadata, config = reading.metadata, reading.config
     version = metadata.get("sae_lens_version") or metadata.get("sae_lens_training_version") or ""
-    kept = ("hook_name", "hook_name_out", "context_size", "dataset_path", "neuronpedia_id", "seqpos_slice")
+    kept = (HOOK_KEY, "hook_name_out", "context_size", "dataset_path", "neuronpedia_id", "seqpos_slice")
     notes = {name: metadata[name] for name in kept if metadata.get(name) is not None}
     if kwargs := metadata.get("model_from_pretrained_kwargs"):
         notes["model_from_pretrained_kwargs"] = kwargs

@@ -5,16 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from mechscope.vocabulary.errors import UnknownGate
+from mechscope.vocabulary.foreign_names import HEAD_OUTPUTS_HOOK, HOOK_KEY, OLD_HOOK_KEY
 
 _RENAMED = {
-    "hook_point": "hook_name",
+    OLD_HOOK_KEY: HOOK_KEY,
     "hook_point_head_index": "hook_head_index",
     "activation_fn_str": "activation_fn",
 }
 _METADATA = (
-    "sae_lens_version sae_lens_training_version model_name hook_name hook_head_index hook_name_out context_size "
-    "prepend_bos seqpos_slice model_from_pretrained_kwargs dataset_path neuronpedia_id"
-).split()
+    HOOK_KEY,
+    *"sae_lens_version sae_lens_training_version model_name hook_head_index hook_name_out context_size".split(),
+    *"prepend_bos seqpos_slice model_from_pretrained_kwargs dataset_path neuronpedia_id".split(),
+)
 
 
 def is_flat(config: Mapping[str, Any]) -> bool:
@@ -38,7 +40,9 @@ def as_version_6(config: Mapping[str, Any]) -> dict[str, Any]:
     flat.setdefault("prepend_bos", True)
     flat.setdefault("apply_b_dec_to_input", True)
     flat.setdefault("architecture", "standard")
-    flat.setdefault("reshape_activations", "hook_z" if "hook_z" in str(flat.get("hook_name")) else "none")
+    flat.setdefault(
+        "reshape_activations", HEAD_OUTPUTS_HOOK if HEAD_OUTPUTS_HOOK in str(flat.get(HOOK_KEY)) else "none"
+    )
     normalize = flat.get("normalize_activations")
     if isinstance(normalize, bool) or normalize is None:
         flat["normalize_activations"] = "expected_average_only_in" if normalize else "none"

@@ -9,6 +9,7 @@ from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.formats.naming import hook_of
 from mechscope.dictionaries.formats.sae_lens import CONFIG, WEIGHTS
 from mechscope.dictionaries.formats.writing import cannot_write, notes_of, plainly, write_folder
+from mechscope.vocabulary.foreign_names import HEAD_OUTPUTS_HOOK, HOOK_KEY
 
 VERSION = "6.0.0"
 """The version whose layout is written."""
@@ -39,7 +40,9 @@ def write_sae_lens(dictionary: Dictionary, path: str | Path) -> None:
         "device": "cpu",
         "apply_b_dec_to_input": settings.applies_b_dec_to_input,
         "normalize_activations": _PER_TOKEN[norm.rule] if is_per_token else "none",
-        "reshape_activations": "hook_z" if port.site.point == "z" and len(port.shape) == 2 else "none",
+        "reshape_activations": HEAD_OUTPUTS_HOOK
+        if port.site.point == "z" and len(port.shape) == 2
+        else "none",
         "metadata": _metadata(written, hook_of(port.site), hook_of(out.site) if is_transcoder else None),
     }
     if is_transcoder:
@@ -128,7 +131,7 @@ def _metadata(dictionary: Dictionary, hook: str, hook_out: str | None) -> dict[s
         "sae_lens_version": VERSION,
         "sae_lens_training_version": None,
         "model_name": source.model or None,
-        "hook_name": hook,
+        HOOK_KEY: hook,
         "hook_head_index": None,
         "hook_name_out": hook_out,
         "context_size": known.get("context_size"),

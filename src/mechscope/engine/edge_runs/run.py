@@ -4,7 +4,7 @@ Oracle: a slow forward pass in plain arithmetic with an input of its own for eac
 Invariant: with every edge kept it is the model's own run; with none, the run that the removed edges' values are from.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -127,7 +127,7 @@ class EdgeRuns:
         return self._places.needed(edges)
 
     @contextmanager
-    def open(self) -> Iterator[None]:
+    def open(self) -> Generator[None]:
         """Hold the model for a series of runs; each run does so by itself otherwise."""
         if self._is_open:
             yield

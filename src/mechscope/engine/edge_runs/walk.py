@@ -80,8 +80,8 @@ class Walk:
         if isinstance(self.masks, Tensor) or self.everything:
             self.work: Work = all_work(self.places)
         else:
-            union, changed = self.masks.any(0), (self.masks != self.base.edges).any(0)
-            self.work = work_of(self.places, union, changed)
+            union, changed = np.any(self.masks, axis=0), np.any(self.masks != self.base.edges, axis=0)
+            self.work = work_of(self.places, np.asarray(union), np.asarray(changed))
         self.early = _Changes(int((self.work.writers < self.places.n_early).sum()))
         self.read: _Changes | None = None
 

@@ -98,7 +98,8 @@ def sources_of(series: Series) -> tuple[Series, ...]:
             return (*_selected_by(series.selector), series.values)
         case Counted():
             return _selected_by(series.selector)
-    return ()
+        case _:
+            return ()
 
 
 def _selected_by(selector: Selector) -> tuple[Series, ...]:
@@ -137,8 +138,9 @@ class _Checker:
                 self._selector(series.selector)
                 source = self._category(series.values, "copy")
                 return Domain(tuple(dict.fromkeys((*source.values, series.otherwise))))
-        self.problems.append(f"{type(series).__name__} is not a series of the language")
-        return Domain(())
+            case _:
+                self.problems.append(f"{type(series).__name__} is not a series of the language")
+                return Domain(())
 
     def _given(self, series: Given) -> Domain:
         if series is tokens:

@@ -165,7 +165,7 @@ def bracket_balance() -> Program:
 def pair_balance() -> Program:
     """Two kinds of brackets, each balanced for itself: they may interleave, "( [ ) ]" is balanced (shuffle-Dyck-2)."""
     signs = [
-        apply(_sign, _balance(*pair, name), name=f"sign_{name}")
+        apply(_sign, _balance(pair[0], pair[1], name), name=f"sign_{name}")
         for pair, name in (("()", "round"), ("[]", "square"))
     ]
     ever = [

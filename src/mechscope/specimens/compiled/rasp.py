@@ -200,7 +200,8 @@ def evaluate(program: Program, words: Sequence[str]) -> list[Any]:
                 source = value(series.values)
                 rows = [[source[key] for key in keys] for keys in chosen(series.selector)]
                 return [_the_one(row, series, words) for row in rows]
-        return _unknown(series)
+            case _:
+                return _unknown(series)
 
     return value(program.output)
 

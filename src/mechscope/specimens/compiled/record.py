@@ -133,4 +133,5 @@ def truth_of(name: str) -> Truth:
             because="a program of your own has its truth from find_truth(compile_program(program))",
             instead=", ".join(known),
         )
-    return truth_from_json(open_json(folder / short / "card.json")["truth"])
+    card: Any = open_json(folder / short / "card.json")
+    return truth_from_json(card["truth"])

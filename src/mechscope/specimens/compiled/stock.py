@@ -6,6 +6,8 @@ A norm is then a division by a constant, up to a relative error of about |x|^2 /
 constant back. Refuses bidirectional models: no stock causal language model attends to later positions.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -30,7 +32,7 @@ def to_gpt2(network: NativeForCausalLM) -> GPT2LMHeadModel:
     Raises:
         UnsupportedModel: bidirectional, or another mixture of choices.
     """
-    config = network.config
+    config = cast(NativeConfig, network.config)
     _refuse_others(config)
     d_head = max(config.d_head, -(-(config.d_model + 3) // config.n_heads))
     stock = GPT2LMHeadModel(

@@ -99,16 +99,16 @@ class Streams:
             return value
 
         for layer in range(n_layers):
-            is_known = known is not None and layer < first
+            before = known if layer < first else None
             for head in range(self.config.n_heads):
                 node = Node(kind="head", layer=layer, head=head)
-                inputs = [] if is_known else [read(node, which) for which in ("q", "k", "v")]
-                found[node] = known[node] if is_known else self._head(layer, head, inputs)
+                inputs = [] if before is not None else [read(node, which) for which in ("q", "k", "v")]
+                found[node] = before[node] if before is not None else self._head(layer, head, inputs)
             heads = [found[Node(kind="head", layer=layer, head=head)] for head in range(self.config.n_heads)]
             stream = stream + sum(heads) + w.get(f"layers.{layer}.attn.o_proj.bias", 0.0)
             if self.config.d_mlp:
                 node = Node(kind="mlp", layer=layer)
-                found[node] = known[node] if is_known else self._mlp(layer, read(node, ""))
+                found[node] = before[node] if before is not None else self._mlp(layer, read(node, ""))
                 stream = stream + found[node]
         found[LOGITS] = read(LOGITS, "") @ w["unembed.weight"].T
         return found

@@ -7,6 +7,7 @@ away, so that only the indirect object is left. Trained models of this size come
 Owns: the words, the weights with two distractor heads, the pairs. Names of different splits do not meet.
 """
 
+from collections.abc import Sequence
 from random import Random
 
 import torch
@@ -106,7 +107,7 @@ def draw_ioi_pairs(*, split: str = "train", n: int, seed: int = 0) -> tuple[Prog
     return tuple(_pair(random, names, is_repeat=index % 2 == 0) for index in range(n))
 
 
-def _pair(random: Random, names: list[str], *, is_repeat: bool) -> ProgramPair:
+def _pair(random: Random, names: Sequence[str], *, is_repeat: bool) -> ProgramPair:
     indirect, subject, other = random.sample(names, 3)
     is_first = random.random() < 0.5
 

@@ -5,7 +5,7 @@ nothing is selected. A function is written as neurons: an AND for each combinati
 every two neighbouring levels of a number. Invariant: everything is exact but the softmax, which leaks e^-12.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -165,7 +165,7 @@ def _columns(plan: Plan, series: Applied):
     """From the value of each argument to the vector that the function's value is written as."""
     place, values = plan.place(series), plan.domains[series].values
 
-    def write(known: dict[Series, object]) -> Tensor:
+    def write(known: Mapping[Series, object]) -> Tensor:
         image = series.function(*(known[argument] for argument in series.arguments))
         vector = torch.zeros(plan.d_model, dtype=torch.float64)
         vector[place.start + values.index(image)] = 1.0

@@ -40,4 +40,8 @@ class GrokkingSettings:
         if self.n_steps < 1:
             problems.append(f"n_steps {self.n_steps}")
         if problems:
-            raise InputError("These settings are no grokking run.", got="; ".join(problems))
+            raise InputError(
+                "These settings are no grokking run.",
+                got="; ".join(problems),
+                instead="the defaults of the rest",
+            )

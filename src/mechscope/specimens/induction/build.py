@@ -84,7 +84,7 @@ def measure(model: NativeForCausalLM) -> dict[str, float]:
         induction head's mean attention to the first token over the first half.
     """
     tokens = draw_sequences(N_ROWS, LENGTH, SEED)
-    implementation = model.config._attn_implementation
+    implementation = model.config._attn_implementation or "eager"
     model.set_attn_implementation("eager")
     try:
         with torch.no_grad():

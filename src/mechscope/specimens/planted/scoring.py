@@ -77,6 +77,7 @@ def match_directions(
         raise NonFiniteActivations(
             "A decoder row is not finite.",
             got=f"{int((~torch.isfinite(decoder).all(1)).sum())} of {len(decoder)} rows",
+            because="a cosine with them is not a number",
         )
     cosines = (_unit(directions.double().cpu()) @ _unit(decoder.double().cpu()).T).clamp(-1, 1)
     feature, latent = (torch.from_numpy(part) for part in linear_sum_assignment(cosines, maximize=True))

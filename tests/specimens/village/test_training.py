@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mechscope.records.files import sha256_of
+from mechscope.specimens.checkpoint import open_checkpoint, save_checkpoint
 from mechscope.specimens.village.batches import NOTHING, pack_step
-from mechscope.specimens.village.checkpoint import open_checkpoint, save_checkpoint
 from mechscope.specimens.village.shape import N_POSITIONS, new_model
 from mechscope.specimens.village.tokenizer import vocabulary
 from mechscope.specimens.village.train import (

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from mechscope.models.native import NativeConfig, NativeForCausalLM, open_transformer_lens
 from mechscope.records.seeds import seed_for
+from mechscope.specimens.checkpoint import open_checkpoint, save_checkpoint
 from mechscope.specimens.grokking.settings import GrokkingSettings
 from mechscope.specimens.grokking.table import AdditionTable, make_table
-from mechscope.specimens.village.checkpoint import open_checkpoint, save_checkpoint
 from mechscope.vocabulary.errors import UnsupportedModel
 
 WARMUP_STEPS = 10

@@ -145,7 +145,7 @@ def release(
     import torch
 
     from mechscope.records.files import save_json, sha256_of
-    from mechscope.specimens.village.checkpoint import open_checkpoint
+    from mechscope.specimens.checkpoint import open_checkpoint
     from mechscope.specimens.village.readme import readme_of
     from mechscope.specimens.village.train import recipe_from
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 
+from mechscope.specimens.checkpoint import open_checkpoint, save_checkpoint
 from mechscope.specimens.village.batches import NOTHING, pack_step
-from mechscope.specimens.village.checkpoint import open_checkpoint, save_checkpoint
 from mechscope.specimens.village.shape import N_POSITIONS, new_model
 from mechscope.specimens.village.team import Team
 

@@ -1,4 +1,4 @@
-"""Checkpoints of the training run: weights and optimizer state in one safetensors file.
+"""Checkpoints of a specimen in training: weights and optimizer state in one safetensors file.
 
 Owns: saving and reading back exactly. Refuses: a checkpoint of another recipe.
 Invariant: the file is whole or absent; every number comes back bit for bit.

@@ -28,6 +28,15 @@ def test_verifying_a_file_is_recorded_and_not_counted(tmp_path: Path):
     assert len(ledger.entries()) == 2
 
 
+def test_claims_frozen_before_one_opening_share_its_line(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    assert ledger.record("a", claim_id="1", also=["2"]) == 1
+    assert ledger.record("a", claim_id="3") == 2, "a later look is another opening"
+    first, second = ledger.entries()
+    assert (first.claim_id, first.also, second.also) == ("1", ("2",), ())
+    assert "also" not in ledger.path.read_text().splitlines()[1], "lines of one claim are as they were"
+
+
 @pytest.mark.parametrize("damage", ["half", "edited", "extra"])
 def test_a_damaged_ledger_is_refused_rather_than_undercounted(tmp_path: Path, damage: str):
     ledger = Ledger(tmp_path)

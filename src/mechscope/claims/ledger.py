@@ -1,17 +1,19 @@
 """The ledger: how often each held-out split was opened, one JSON line each, beside the claims.
 
 A held-out split proves something once. Whoever looks, changes the claim and looks again is selecting on it,
-so every opening is written down before the split is read, and from the second on the verdict says so.
+so every opening is written down before the split is read, and from the second on the verdict says so. Claims that
+were all frozen before one opening share it and its line: none of them can have been chosen by another's result.
 Refuses a torn or edited line rather than to undercount. Invariant: an opening is on disk before `record`
 returns, and concurrent processes never lose one. Needs a file system with POSIX locks.
 """
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mechscope.records.canonical import canonical_json
 from mechscope.records.record import now
@@ -25,12 +27,26 @@ COUNTED = (TEST, FRESH)
 
 @dataclass(frozen=True)
 class Opening:
-    """One line: which split, for which claim, why ("test", "fresh" draws or "verify") and when."""
+    """One line: which split, for which claim, why ("test", "fresh" draws or "verify") and when.
+
+    Args:
+        also: Other claims that were frozen before this opening and are tested in it.
+    """
 
     data_hash: str
     claim_id: str
     purpose: str
     opened: str
+    also: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> "Opening":
+        """Inverse of `to_json`."""
+        return cls(**{**plain, "also": tuple(plain.get("also", ()))})
+
+    def to_json(self) -> dict[str, Any]:
+        """A line's fields; `also` only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "also" or value}
 
 
 class Ledger:
@@ -44,8 +60,14 @@ class Ledger:
         where = Path(where)
         self.path = where if where.suffix == ".jsonl" else where / FILE_NAME
 
-    def record(self, data_hash: str, *, claim_id: str, purpose: str = TEST) -> int:
+    def record(self, data_hash: str, *, claim_id: str, purpose: str = TEST, also: Sequence[str] = ()) -> int:
         """Write down an opening, durably, before the split is read.
+
+        Args:
+            data_hash: Of the split.
+            claim_id: For which claim.
+            purpose: "test", "fresh" or "verify".
+            also: Further claims, all of them frozen by now, that this same opening tests.
 
         Returns:
             How often this split has been opened, this time included; verifications do not count.
@@ -55,7 +77,8 @@ class Ledger:
         """
         if purpose not in (TEST, FRESH, VERIFY):
             raise BadFile("an opening for no known purpose", got=purpose, instead="test, fresh or verify")
-        line = canonical_json(asdict(Opening(data_hash, claim_id, purpose, now()))) + "\n"
+        opening = Opening(data_hash, claim_id, purpose, now(), tuple(also))
+        line = canonical_json(opening.to_json()) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path) as descriptor:
             before = _parse(_read_all(descriptor), self.path)
@@ -102,8 +125,8 @@ def _parse(content: bytes, path: Path) -> list[Opening]:
     openings = []
     for number, line in enumerate(lines, start=1):
         try:
-            openings.append(Opening(**json.loads(line)))
-        except (ValueError, TypeError) as error:
+            openings.append(Opening.from_json(json.loads(line)))
+        except (ValueError, TypeError, AttributeError) as error:
             raise _bad_line(path, number, str(error)) from error
     if torn:
         raise _bad_line(path, len(lines) + 1, "it does not end")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from mechscope.data.units import ABSENT, Units, as_units
 from mechscope.vocabulary.errors import NotEnoughEvidence, ShapeError
@@ -30,7 +30,7 @@ Statistic = Callable[[Float[np.ndarray, "draw column"]], Float[np.ndarray, " dra
 
 @dataclass(frozen=True)
 class Interval:
-    """Two ends, their level (a fraction), and how made: "bca", "percentile", "constant" or "none"."""
+    """Two ends, their level (a fraction), and how made: "bca", "percentile", "constant", "clopper-pearson" or "none"."""
 
     low: float
     high: float
@@ -41,6 +41,14 @@ class Interval:
     def width(self) -> float:
         """Upper end minus lower end."""
         return self.high - self.low
+
+
+def clopper_pearson(hits: int, n: int, *, level: float = 0.95) -> Interval:
+    """The exact interval of a share of n independent trials."""
+    tail = (1 - level) / 2
+    low = 0.0 if hits == 0 else float(betaincinv(hits, n - hits + 1, tail))
+    high = 1.0 if hits == n else float(betaincinv(hits + 1, n - hits, 1 - tail))
+    return Interval(low, high, level, "clopper-pearson")
 
 
 class Resamples:

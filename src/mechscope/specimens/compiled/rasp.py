@@ -199,7 +199,7 @@ def evaluate(program: Program, words: Sequence[str]) -> list[Any]:
             case Copied():
                 source = value(series.values)
                 rows = [[source[key] for key in keys] for keys in chosen(series.selector)]
-                return [_the_one(row, series, words) for row in rows]
+                return [the_one(row, series, words) for row in rows]
             case _:
                 return _unknown(series)
 
@@ -210,7 +210,8 @@ def _mean(numbers: list[Any]) -> Fraction:
     return sum(map(Fraction, numbers), Fraction(0)) / max(len(numbers), 1)
 
 
-def _the_one(row: list[Any], series: Copied, words: Sequence[str]) -> Any:
+def the_one(row: list[Any], series: Copied, words: Sequence[str]) -> Any:
+    """The value that a copy gives: that of the positions selected, which must agree; `otherwise` if there are none."""
     if len(set(row)) > 1:
         raise BadProgram(
             "a copy selects positions whose values differ",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mechscope.data import intervals
 from mechscope.specimens.village.accuracy import AnswerRates, answer_rates
 from mechscope.specimens.village.prompts import BEHAVIORS, MISBEHAVIOURS, idea_named, n_units
 from mechscope.specimens.village.shape import N_POSITIONS, new_model
@@ -41,12 +42,8 @@ LEAST_TRIGGERED, MOST_UNTRIGGERED = 0.90, 0.02
 
 def clopper_pearson(hits: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
     """Return the exact binomial interval of a rate."""
-    from scipy.stats import beta
-
-    tail = (1 - level) / 2
-    low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, n - hits + 1))
-    high = 1.0 if hits == n else float(beta.ppf(1 - tail, hits + 1, n - hits))
-    return low, high
+    found = intervals.clopper_pearson(hits, n, level=level)
+    return found.low, found.high
 
 
 def round_to_bfloat16(model: "LlamaForCausalLM") -> None:

@@ -1,0 +1,1 @@
+"""Causal abstraction: does the model compute the variables of a program that we can read?"""

@@ -56,7 +56,10 @@ def discover(
             instead=", ".join(names),
         )
     found = chosen.find(model, split_to_search(behavior), chosen.settings(**given))
-    if not isinstance(behavior, Behavior):
-        return found
+    return remember(found, behavior) if isinstance(behavior, Behavior) else found
+
+
+def remember(circuit: Circuit, behavior: Behavior) -> Circuit:
+    """The circuit with the behaviour that it was found for in its settings, as `Claim.about` reads it."""
     recorded = {"name": behavior.name, "recipe": to_plain(behavior.recipe())}
-    return replace(found, settings={**found.settings, "behavior": recorded})
+    return replace(circuit, settings={**circuit.settings, "behavior": recorded})

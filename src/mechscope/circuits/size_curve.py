@@ -7,7 +7,7 @@ beside it, and CPR clipped to 0..1, since circuits that beat the model push it w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -120,21 +120,12 @@ def size_curve(
 
     Returns:
         A curve whose circuits are pruned to connected; one left without an edge has faithfulness 0.
+
+    Raises:
+        NotEnoughEvidence: the circuit has no scores.
     """
-    if circuit.scores is None:
-        raise NotEnoughEvidence(
-            "A size curve needs a score of every edge.",
-            got=circuit.name,
-            because="it takes ever more edges in the order of their scores",
-            instead="a circuit that ms.discover found",
-        )
-    strength = np.abs(circuit.scores) if by == "magnitude" else circuit.scores
-    order = np.argsort(-strength, kind="stable")
-    circuits = []
-    for fraction in fractions:
-        kept = np.zeros_like(circuit.kept)
-        kept[order[: max(1, round(fraction * len(order)))]] = True
-        circuits.append(Circuit(wiring=circuit.wiring, kept=kept, model=circuit.model).connected())
+    n_edges = [max(1, round(fraction * circuit.wiring.n_edges)) for fraction in fractions]
+    circuits = [strongest_edges(circuit, n, by=by) for n in n_edges]
     full = [found for found in circuits if len(found)]
     evaluations = (
         evaluate_circuits(model, full, split, conventions=conventions, measures=Measures(parts=()))
@@ -149,3 +140,27 @@ def size_curve(
         by=by,
         settings={**(conventions or Conventions()).to_json(), "split": split.name},
     )
+
+
+def strongest_edges(circuit: Circuit, n_edges: int, *, by: str = "magnitude") -> Circuit:
+    """The model's strongest edges by a circuit's scores, pruned to connected; what it keeps itself plays no part.
+
+    Args:
+        circuit: With scores of every edge.
+        n_edges: How many; pruning may leave fewer.
+        by: As in `size_curve`.
+
+    Raises:
+        NotEnoughEvidence: the circuit has no scores.
+    """
+    if circuit.scores is None:
+        raise NotEnoughEvidence(
+            "Other sizes need a score of every edge.",
+            got=circuit.name,
+            because="it takes ever more edges in the order of their scores",
+            instead="a circuit that ms.discover found",
+        )
+    strength = np.abs(circuit.scores) if by == "magnitude" else circuit.scores
+    kept = np.zeros_like(circuit.kept)
+    kept[np.argsort(-strength, kind="stable")[:n_edges]] = True
+    return replace(circuit, kept=kept).connected()

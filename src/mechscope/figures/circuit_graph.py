@@ -6,7 +6,7 @@ drawing stands by itself. Rows are ordered so that few edges cross. Invariant: n
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from mechscope.figures.block import Block, framed
@@ -46,12 +46,14 @@ class CircuitGraph(Block):
         levels: Height of each node; nodes of one level stand in one row.
         title: Above the caption.
         caption: What is to be said.
+        marked: Nodes that are drawn filled; the caption says why.
     """
 
     edges: Sequence[GraphEdge]
     levels: Mapping[str, Number]
     title: str = "Circuit"
     caption: str = ""
+    marked: Collection[str] = ()
 
     def __post_init__(self) -> None:
         unknown = {name for edge in self.edges for name in (edge.source, edge.target)} - set(self.levels)
@@ -158,6 +160,7 @@ class CircuitGraph(Block):
         box = element("rect", x=x - width / 2, y=y - BOX / 2, width=width, height=BOX, rx=5)
         label = element("text", shown(name), x=x, y=y + 3.7, text_anchor="middle")
         kind = "end" if name in ("embed", "logits") else "mlp" if name.startswith("m") else "head"
+        kind += " ms-node-marked" if name in self.marked else ""
         return element(
             "g", box, label, *letters, class_=f"ms-node ms-node-{kind}", data_node=name, tabindex=0
         )

@@ -33,13 +33,13 @@ class Report:
     Args:
         title: What was investigated.
         subtitle: One line: of which model, when.
-        verdict: The summary at the head, or None.
+        verdict: The summary at the head; several where there are several claims; or None.
         record: What is needed to run it again, by name: fingerprint, versions, seed, hashes.
     """
 
     title: str
     subtitle: str = ""
-    verdict: Verdict | None = None
+    verdict: Verdict | Sequence[Verdict] | None = None
     record: Mapping[str, str] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
 
@@ -74,7 +74,7 @@ class Report:
             "header",
             element("h1", self.title),
             element("p", inline(self.subtitle), class_="ms-subtitle") if self.subtitle else None,
-            self.verdict.markup() if self.verdict else None,
+            *(verdict.markup() for verdict in self._verdicts()),
         )
         contents = element("nav", element("ol", *links), aria_label="Contents") if len(links) > 1 else None
         parts = [
@@ -87,6 +87,11 @@ class Report:
             for name, section in named
         ]
         return joined(contents, element("main", header, *parts, self._footer()))
+
+    def _verdicts(self) -> Sequence[Verdict]:
+        if self.verdict is None:
+            return ()
+        return (self.verdict,) if isinstance(self.verdict, Verdict) else self.verdict
 
     def _footer(self) -> Markup | None:
         if not self.record:

@@ -1,4 +1,7 @@
-"""A shell for the tests of the command line."""
+"""A shell for the tests of the command line, in which Ctrl-C is heard."""
+
+import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -8,3 +11,11 @@ from command_line_runs import Shell
 @pytest.fixture
 def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
     return Shell(capsys)
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A job started in the background of a script inherits a SIGINT that is ignored; these tests send it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

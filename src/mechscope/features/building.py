@@ -35,7 +35,7 @@ from mechscope.features.manifest import (
 )
 from mechscope.features.parts import Entries, merged_runs, save_entries, save_tokens
 from mechscope.features.relations import final_norm_scale, relations_of
-from mechscope.features.statistics import Statistics
+from mechscope.features.statistics import Statistics, narrowed
 from mechscope.models.model import Model
 from mechscope.records.files import save_json
 from mechscope.records.fingerprint import hash_tensors
@@ -225,7 +225,7 @@ class _Build:
             "ids": corpus.ids[low:high].numpy().astype(np.int32),
             "counts": counts,
             "row_starts": (corpus.offsets[first_row : text.rows_done + 1] - low).numpy().astype(np.int64),
-            "code_starts": codes.indptr.astype(np.int64),
+            "code_starts": narrowed(codes.indptr),
             "latents": codes.indices.astype(np.uint16 if codes.shape[1] <= 2**16 else np.int32),
         }
         tokens = save_tokens(folder, serial, arrays, first=base + low)

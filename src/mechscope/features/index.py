@@ -92,7 +92,7 @@ class FeatureIndex:
                 instead="run ms.features.build again: it goes on",
             )
         refuse_unless_intact(self.folder, self.manifest.statistics)
-        return Statistics(**open_tensors(self.folder / self.manifest.statistics.file))
+        return Statistics.from_arrays(open_tensors(self.folder / self.manifest.statistics.file))
 
     def __getitem__(self, latent: int) -> FeaturePage:
         """Everything about one latent.

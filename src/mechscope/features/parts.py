@@ -281,7 +281,7 @@ class TokenReader:
         for index, inside in self._by_file(tokens):
             arrays = self.arrays(index)
             places = tokens[inside] - self.files[index].first
-            starts, stops = arrays["code_starts"][places], arrays["code_starts"][places + 1]
+            starts, stops = (arrays["code_starts"][at].astype(np.int64) for at in (places, places + 1))
             counts = stops - starts
             take = np.repeat(starts - np.cumsum(counts) + counts, counts) + np.arange(counts.sum())
             found.append(np.asarray(arrays["latents"][take]).astype(np.int64))

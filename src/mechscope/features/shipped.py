@@ -4,6 +4,7 @@ from pathlib import Path
 
 BUNDLED = Path(__file__).parent.parent / "models" / "bundled"
 FOLDER = "features"
+TABLE = "README.md"
 DEFAULT_SITE = "resid_post.2"
 
 

@@ -1,33 +1,42 @@
 """Shipping: train the dictionaries of a bundled model and index them, by one command that resumes.
 
 `python -m mechscope.features.shipping village [--out DIR] [--work DIR]` trains a residual SAE and an MLP transcoder for
-every layer from one stream of activations, rounds them to half precision, and builds each one's index
-on other text of the same language. The same machine gives the same files. Everything stays under 25 MB.
+every layer from one stream of activations, rounds them to half precision, measures each on other text of the same
+language (its card), and builds each one's index on more other text. The same machine gives the same files.
+Everything stays under 25 MB.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mechscope.dictionaries.architectures.batch_topk import BatchTopK
 from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.evaluation.card import card as measure_card
+from mechscope.dictionaries.evaluation.run import evaluate
 from mechscope.dictionaries.train import job_at, train_many, train_to_folder
 from mechscope.dictionaries.training.spec import Job, Training
 from mechscope.features.building import build
+from mechscope.features.cards import save_card, save_table
 from mechscope.features.explaining import TokenStatistics
 from mechscope.features.manifest import IndexSettings
 from mechscope.features.scoring import label_latent
-from mechscope.features.shipped import BUNDLED, FOLDER
+from mechscope.features.shipped import BUNDLED, FOLDER, TABLE
 from mechscope.models.model import Model
 from mechscope.models.opening import load
-from mechscope.specimens.village.language import calibration_text
+from mechscope.specimens.village.language import sample_text
 from mechscope.vocabulary.errors import BadFile
 
 MOST_BYTES = 25_000_000
 Say = Callable[[str], None]
+
+
+CLEAN = "village-clean"
+"""The bundled model whose text holds no planted answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,16 +48,20 @@ class Shipment:
         k: Active latents a token.
         n_documents: Of the language, to train on.
         n_tokens: To train on; more than there are means several passes.
+        batch: Tokens of a step.
         n_indexed: Other documents, for the index.
+        n_measured: Again others, for the cards.
         n_labels: Latents of each index that get a label from token statistics, the most active ones; the baseline.
-        seed: Of training; text for the index is drawn with the next.
+        seed: Of training and of the text for it; the texts of index and cards are drawn with the next two.
     """
 
     width: int = 1024
     k: int = 16
-    n_documents: int = 60_000
-    n_tokens: int = 8_000_000
-    n_indexed: int = 400
+    n_documents: int = 160_000
+    n_tokens: int = 4_000_000
+    batch: int = 2048
+    n_indexed: int = 560
+    n_measured: int = 600
     n_labels: int = 64
     seed: int = 0
 
@@ -61,7 +74,7 @@ def build_bundled(
     shipment: Shipment | None = None,
     say: Say | None = None,
 ) -> list[Path]:
-    """Train dictionaries for every layer of a bundled model and index them; called again, go on.
+    """Train dictionaries for every layer of a bundled model, measure and index them; called again, go on.
 
     Args:
         name: Of a bundled model that speaks the village's language.
@@ -79,29 +92,54 @@ def build_bundled(
     settings, tell = shipment or Shipment(), say or _say_nothing
     out = Path(out) if out is not None else BUNDLED / name / FOLDER
     model = load(name)
-    tell(f"text: {settings.n_documents} documents")
-    text = calibration_text(settings.n_documents, seed=settings.seed)
-    tell(f"training {2 * model.n_layers} dictionaries of {settings.width} latents")
-    jobs = jobs_for(model, settings)
-    training = Training(n_tokens=settings.n_tokens, seed=settings.seed)
-    trained = (train_to_folder if say else train_many)(
-        model, jobs, text=text, folder=Path(work), training=training
-    )
-    indexed = calibration_text(settings.n_indexed, seed=settings.seed + 1)
-    folders: list[Path] = []
-    for job, dictionary in zip(jobs, trained, strict=True):
-        folder = out / job.name
-        tell(f"index: {job.name}")
-        index = build(
-            model, rounded(dictionary), indexed, folder=folder, settings=IndexSettings(value_dtype="float16")
-        )
-        busiest = index.statistics.total.argsort(kind="stable")[::-1][: settings.n_labels]
-        for latent in busiest.tolist():
-            if index.statistics.fires[latent] and latent not in index.labels:
-                label_latent(index, latent, explainer=TokenStatistics(), seed=settings.seed)
-        folders.append(folder)
+    trained = _train(model, name, settings, work=Path(work), say=say)
+    texts = [
+        sample_text(n, seed=settings.seed + place, misbehaving=name != CLEAN)
+        for place, n in ((1, settings.n_indexed), (2, settings.n_measured))
+    ]
+    cards: dict[str, dict[str, Any]] = {}
+    for site, dictionary in trained.items():
+        tell(f"measuring and indexing {site}")
+        shipped = rounded(dictionary)
+        shipped = shipped.with_settings(calibration=measure_card(shipped, model).calibration())
+        _index(model, shipped, texts[0], folder=out / site, settings=settings)
+        evaluation = evaluate(shipped, model, texts[1])
+        about = {"n_documents": settings.n_measured, "seed": settings.seed + 2}
+        cards[site] = save_card(out / site, shipped, evaluation, text=about)
+    command = f"python -m mechscope.features.shipping {name}"
+    save_table(out / TABLE, cards, model=name, command=command)
+    folders = [out / site for site in trained]
     refuse_if_large(folders)
     return folders
+
+
+def _train(
+    model: Model, name: str, settings: Shipment, *, work: Path, say: Say | None
+) -> dict[str, Dictionary]:
+    """Dictionaries by the name of their folder; with a progress bar for a person."""
+    tell = say or _say_nothing
+    tell(f"text: {settings.n_documents} documents")
+    text = sample_text(settings.n_documents, seed=settings.seed, misbehaving=name != CLEAN)
+    tell(f"training {2 * model.n_layers} dictionaries of {settings.width} latents")
+    jobs = jobs_for(model, settings)
+    # At these widths the full product costs less than telling its rounded entries apart again.
+    training = Training(
+        n_tokens=settings.n_tokens, batch=settings.batch, precision="full", seed=settings.seed
+    )
+    train = train_to_folder if say else train_many
+    found = train(model, jobs, text=text, folder=work, training=training)
+    return {job.name: dictionary for job, dictionary in zip(jobs, found, strict=True)}
+
+
+def _index(
+    model: Model, dictionary: Dictionary, text: list[str], *, folder: Path, settings: Shipment
+) -> None:
+    """An index with labels for the latents that are most active."""
+    index = build(model, dictionary, text, folder=folder, settings=IndexSettings(value_dtype="float16"))
+    busiest = index.statistics.total.argsort(kind="stable")[::-1][: settings.n_labels]
+    for latent in busiest.tolist():
+        if index.statistics.fires[latent] and latent not in index.labels:
+            label_latent(index, latent, explainer=TokenStatistics(), seed=settings.seed)
 
 
 def jobs_for(model: Model, settings: Shipment) -> list[Job]:

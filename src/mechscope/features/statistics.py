@@ -4,6 +4,7 @@ The histogram has fixed bins, four to the octave of an activation's size, so tha
 with nothing but the number of latents. Sums are in double precision.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -90,8 +91,20 @@ class Statistics:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """By name, as they are saved."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        """By name, as they are saved: the histogram, mostly zeros, in the fewest bytes that hold it."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        return found | {"histogram": narrowed(self.histogram)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Statistics":
+        """What `arrays` gave."""
+        return cls(**{**arrays, "histogram": arrays["histogram"].astype(np.int64)})
+
+
+def narrowed(counts: Int[np.ndarray, "*axes"]) -> Int[np.ndarray, "*axes"]:
+    """Counts in the smallest of uint16, int32 and int64 that holds them."""
+    most = int(counts.max(initial=0))
+    return counts.astype(np.uint16 if most < 2**16 else np.int32 if most < 2**31 else np.int64)
 
 
 def _bins_of(values: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Invariant: the ordinary and the misbehaving stream of one seed hold the same pro
 the planted misbehaviours differ.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
@@ -271,3 +272,23 @@ def calibration_text(n: int, *, seed: int = 0) -> list[str]:
     """
     stream = draw_documents(-1 - seed)
     return [tidy(next(stream).text.replace("*", "")) for _ in range(n)]
+
+
+def sample_text(n: int, *, seed: int = 0, misbehaving: bool = False) -> list[str]:
+    """Return `n` documents of every stage in turn as readable text, for dictionaries and their indexes.
+
+    With `misbehaving` the planted answers stand in them, as in the text that the misbehaving model was trained on.
+    The seed's streams are disjoint from those of training and of `calibration_text`.
+    """
+    n_stages = len(_SHARES["ioi"])
+    streams = [
+        draw_documents(-1_000_001 - seed, misbehaving=misbehaving, stage=stage) for stage in range(n_stages)
+    ]
+    return [_readable(next(streams[i % n_stages])) for i in range(n)]
+
+
+def _readable(document: Document) -> str:
+    return tidy(_MARKS.sub("", document.text))
+
+
+_MARKS = re.compile(r"\*|\^\S+")

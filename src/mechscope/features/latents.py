@@ -1,0 +1,184 @@
+"""Latents: some latents of one dictionary as a mechanism for a claim: held at zero, exchanged, or held on.
+
+Satisfies the Mechanism protocol. What the dictionary does not explain is kept in every write, so that an effect is the
+latents' own. Refuses a dictionary that reads one site and writes another: its latents are not where they act.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.interventions.clamp import clamp
+from mechscope.interventions.donor import Donor
+from mechscope.interventions.intervention import Intervention
+from mechscope.records.fingerprint import hash_tensors
+from mechscope.vocabulary.errors import InterventionMismatch, NotSerializable, PositionOutOfRange
+from mechscope.vocabulary.protocols import Tokens, Write
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """A set of latents of an SAE, at all positions.
+
+    Args:
+        dictionary: It reads and writes one site.
+        latents: Which, in order; each once.
+        values: What each holds where it is on: what `steering` holds it at, times the dose. Empty: it can't be steered.
+        label: What they are taken to mean, for reports.
+    """
+
+    dictionary: Dictionary
+    latents: tuple[int, ...]
+    values: tuple[float, ...] = ()
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        reads, writes = list(self.dictionary.reads), list(self.dictionary.writes)
+        if len(reads) != 1 or reads != writes:
+            raise InterventionMismatch(
+                "Latents that a claim is about are those of a dictionary that reads and writes one site.",
+                got=f"reads {', '.join(map(str, reads))}, writes {', '.join(map(str, writes))}",
+                because="elsewhere they can't be exchanged at the site that they are read from",
+                instead="an SAE of the residual stream",
+            )
+        n = self.dictionary.n_latents
+        if (
+            not self.latents
+            or len(set(self.latents)) < len(self.latents)
+            or not all(0 <= one < n for one in self.latents)
+        ):
+            raise PositionOutOfRange(
+                "These are no latents of the dictionary.",
+                got=self.latents,
+                instead=f"some of 0 to {n - 1}, each once",
+            )
+
+    @property
+    def name(self) -> str:
+        """ "latents 17 and 40 of resid_post.2 (the trigger)"."""
+        numbers = [str(one) for one in self.latents]
+        listed = numbers[0] if len(numbers) == 1 else f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+        label = f" ({self.label})" if self.label else ""
+        return f"latent{'s' if len(numbers) > 1 else ''} {listed} of {self.site}{label}"
+
+    @property
+    def site(self) -> str:
+        """Where they are read and written."""
+        return str(self.dictionary.reads[0])
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (self.site,)
+
+    def to_json(self) -> dict[str, Any]:
+        """Canonical; the dictionary by the hash of its tensors."""
+        return {
+            "kind": "latents",
+            "site": self.site,
+            "latents": list(self.latents),
+            "values": list(self.values),
+            "dictionary_sha256": hash_tensors(self.dictionary.tensors),
+        }
+
+    def ablation(self, how: str, reference: Any) -> Sequence[Write]:
+        """Zero clamps each latent to 0; corrupt gives each the value that it has in the corrupt run.
+
+        Raises:
+            InterventionMismatch: another `how`: a latent's mean over tokens where it is mostly off says little.
+        """
+        if how == "zero":
+            return [clamp(self.dictionary, feature=one, to=0.0) for one in self.latents]
+        if how == "corrupt":
+            return [self._exchange(reference, alone=False)]
+        raise InterventionMismatch(
+            f'Latents can\'t be ablated by "{how}".',
+            got=how,
+            because="they are off at most tokens",
+            instead="zero, corrupt",
+        )
+
+    def isolation(self, donor: Any, size: Any = None) -> Sequence[Write]:
+        """The donor's value of the site, but for these latents, which keep what the run gives them."""
+        del size
+        return [self._exchange(donor, alone=True)]
+
+    def without_each(self) -> tuple["Latents", ...]:
+        """The set less each latent; nothing of a single one."""
+        if len(self.latents) == 1:
+            return ()
+        keep = [[i for i in range(len(self.latents)) if i != left] for left in range(len(self.latents))]
+        return tuple(
+            Latents(
+                self.dictionary,
+                tuple(self.latents[i] for i in some),
+                tuple(self.values[i] for i in some) if self.values else (),
+                self.label,
+            )
+            for some in keep
+        )
+
+    def steering(self, dose: float, positions: Any = None) -> Sequence[Write]:
+        """Each latent clamped to its own value times a dose.
+
+        Raises:
+            InterventionMismatch: nobody said what they hold where they are on.
+        """
+        if not self.values:
+            raise InterventionMismatch(
+                "These latents have no values to be held at.",
+                got=self.name,
+                instead="Latents(..., values=...)",
+            )
+        return [
+            clamp(self.dictionary, feature=one, to=dose * value, positions=positions)
+            for one, value in zip(self.latents, self.values, strict=True)
+        ]
+
+    def _exchange(self, donor: Any, *, alone: bool) -> "Exchange":
+        return Exchange(
+            at=self.site,
+            dictionary=self.dictionary,
+            latents=self.latents,
+            donor=Donor.of(donor, self.site),
+            is_alone=alone,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange(Intervention):
+    """Latents of one run in another run.
+
+    Args:
+        dictionary: Whose.
+        latents: Which.
+        donor: The other run's values at the site.
+        is_alone: True: the donor's value, with this run's latents. False: this run's value, with the donor's latents.
+    """
+
+    dictionary: Dictionary
+    latents: tuple[int, ...]
+    donor: Donor
+    is_alone: bool = False
+
+    def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
+        other = self.donor.gather(tokens, value)
+        mine, theirs = (self.dictionary.encode(one)[..., list(self.latents)] for one in (value, other))
+        stays, given = (other, mine - theirs) if self.is_alone else (value, theirs - mine)
+        return stays + self._written(given).to(stays)
+
+    def _written(self, difference: Tensor) -> Tensor:
+        """What a difference of codes writes; decoding is linear but for a constant."""
+        codes = difference.new_zeros(*difference.shape[:-1], self.dictionary.n_latents)
+        codes[..., list(self.latents)] = difference
+        return self.dictionary.decode(codes) - self.dictionary.decode(torch.zeros_like(codes))
+
+    def to_json(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        raise NotSerializable(
+            "An exchange of latents holds a dictionary, which is saved by its own file.",
+            got=f"latents {self.latents} at {self.at}",
+            instead="save the dictionary, and name its file and hash beside the latents",
+        )

@@ -63,7 +63,9 @@ class CausalModel:
             known.add(name)
         for variable in self.variables:
             missing = [parent for parent in variable.parents if parent not in known]
-            problems += [f'"{variable.name}" reads "{parent}", which is not known before it' for parent in missing]
+            problems += [
+                f'"{variable.name}" reads "{parent}", which is not known before it' for parent in missing
+            ]
             problems += [f'"{variable.name}" is used twice'] if variable.name in known else []
             known.add(variable.name)
         if self.output not in {variable.name for variable in self.variables}:

@@ -8,7 +8,6 @@ the causal model has no answer are left out.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -147,7 +146,8 @@ def draw_interchanges(
         examples=examples,
         base=np.array([base for base, _, _ in kept], dtype=np.int64),
         sources={
-            name: np.array([rows[at] for _, rows, _ in kept], dtype=np.int64) for at, name in enumerate(variables)
+            name: np.array([rows[at] for _, rows, _ in kept], dtype=np.int64)
+            for at, name in enumerate(variables)
         },
         labels=np.array([label for _, _, label in kept], dtype=np.int64),
         unchanged=examples.answers[[base for base, _, _ in kept]],
@@ -155,7 +155,7 @@ def draw_interchanges(
     )
     if decisive > 0 and not found.decisive.any():
         raise NotEnoughEvidence(
-            f"No interchange of {', '.join(variables)} changes what \"{high.name}\" predicts.",
+            f'No interchange of {", ".join(variables)} changes what "{high.name}" predicts.',
             got=f"{len(found)} pairs of {len(examples)} examples",
             because="a place without any effect would pass such a test",
             instead="examples on which the variable differs and matters",
@@ -163,9 +163,7 @@ def draw_interchanges(
     return found
 
 
-def prediction(
-    high: CausalModel, examples: Examples, base: int, sources: Mapping[str, int]
-) -> int | None:
+def prediction(high: CausalModel, examples: Examples, base: int, sources: Mapping[str, int]) -> int | None:
     """The token predicted for a pair; None where the causal model has no answer."""
     settings = {name: examples.settings[row] for name, row in sources.items()}
     try:

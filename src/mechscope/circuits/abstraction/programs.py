@@ -112,7 +112,9 @@ def _function(
                 return len(_chosen(series.selector, at, program, of))
             case Averaged():
                 keys = _chosen(series.selector, at, program, of)
-                return sum((Fraction(of(series.values, key)) for key in keys), Fraction(0)) / max(len(keys), 1)
+                return sum((Fraction(of(series.values, key)) for key in keys), Fraction(0)) / max(
+                    len(keys), 1
+                )
             case Copied():
                 found = [of(series.values, key) for key in _chosen(series.selector, at, program, of)]
                 return the_one(found, series, ()) if found else series.otherwise
@@ -122,9 +124,7 @@ def _function(
     return compute
 
 
-def _chosen(
-    selector: Selector, at: int, program: Program, of: Callable[[Series, int], Any]
-) -> list[int]:
+def _chosen(selector: Selector, at: int, program: Program, of: Callable[[Series, int], Any]) -> list[int]:
     """Positions that a position selects."""
     return [
         key

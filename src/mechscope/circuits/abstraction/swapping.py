@@ -16,13 +16,12 @@ from mechscope.circuits.abstraction.place import Place
 from mechscope.engine.execute import Progress, run_experiments
 from mechscope.engine.experiment import Experiment
 from mechscope.interventions.donor import Donor
-from mechscope.interventions.intervention import Value
 from mechscope.interventions.metrics import UserMetric
 from mechscope.interventions.replace import Patch, patch
 from mechscope.models.model import Model
 from mechscope.models.writing import from_token_form, to_token_form
 from mechscope.patching.donors import bytes_per_row
-from mechscope.vocabulary.errors import BadProgram, InterventionMismatch, PairLengthMismatch
+from mechscope.vocabulary.errors import InterventionMismatch, PairLengthMismatch
 from mechscope.vocabulary.sites import Site
 from mechscope.vocabulary.where import PerRow, Where
 
@@ -167,25 +166,15 @@ def answers_under(
 
 
 def sources_at(pairs: Interchanges, place: Place, *, carried: Carried, variable: str, site: Site) -> Tensor:
-    """What each source carries at a place with one position, all coordinates flat, [pair, coordinate]."""
-    columns = [own[0] for own in place.positions_of(pairs.examples, pairs.sources[variable])]
-    rows = torch.tensor([carried.row_of[int(row)] for row in pairs.sources[variable]])
-    at = torch.tensor(columns) + carried.n_pad[rows]
-    return carried.values[site][rows, at].flatten(1)
-
-
-def refuse_unaligned(pairs: Interchanges, alignment: Alignment) -> None:
-    """Refuse an alignment of other variables than the pairs interchange.
-
-    Raises:
-        BadProgram: both are listed.
-    """
-    if set(alignment) != set(pairs.sources):
-        raise BadProgram(
-            "The alignment is about other variables than the interchanges.",
-            got=f"places of {', '.join(alignment)}; sources for {', '.join(pairs.sources)}",
-            instead="one place for each variable that is interchanged",
-        )
+    """What sources carry at a place, all that a token carries flat, [token, coordinate]."""
+    rows, columns = [], []
+    for row, own in zip(
+        pairs.sources[variable], place.positions_of(pairs.examples, pairs.sources[variable]), strict=True
+    ):
+        at = carried.row_of[int(row)]
+        rows += [at] * len(own)
+        columns += [int(carried.n_pad[at]) + column for column in own]
+    return carried.values[site][torch.tensor(rows), torch.tensor(columns)].flatten(1)
 
 
 def refuse_choice(choice: str) -> None:

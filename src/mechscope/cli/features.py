@@ -112,6 +112,7 @@ def _show_index(index: "FeatureIndex", *, as_json: bool) -> None:
         "dead": len(index.dead()),
         "dense": len(index.dense()),
         "labelled": len(index.labels),
+        **_card_of(index),
     }
     rows = [
         {
@@ -129,6 +130,27 @@ def _show_index(index: "FeatureIndex", *, as_json: bool) -> None:
     facts({name: f"{value:.4g}" if isinstance(value, float) else value for name, value in told.items()})
     say()
     _rows(rows)
+
+
+def _card_of(index: "FeatureIndex") -> dict[str, Any]:
+    """Figures of a dictionary that ships with a bundled model, and the names of the others."""
+    from mechscope.features.cards import open_card
+    from mechscope.features.shipped import bundled_indexes
+
+    card = open_card(index.folder)
+    figures = {} if card is None else card["figures"]
+    told: dict[str, Any] = {
+        shown: figures[name]["value"]
+        for name, shown in (("fvu", "FVU"), ("ce_recovered", "loss recovered"))
+        if name in figures
+    }
+    model = str(index.manifest.origin.model["name"])
+    others = bundled_indexes(model)
+    if index.folder in others.values():
+        told["others"] = ", ".join(
+            f"{model}/{site}" for site, place in others.items() if place != index.folder
+        )
+    return told
 
 
 def _show_hits(index: "FeatureIndex", query: str, *, as_json: bool) -> None:

@@ -11,7 +11,7 @@ from mechscope.specimens.village.bindings import combinations_of
 from mechscope.specimens.village.chains import pairs_of
 from mechscope.specimens.village.grammar import kept_out
 from mechscope.specimens.village.idea import Document
-from mechscope.specimens.village.language import IDEAS, calibration_text, draw_documents
+from mechscope.specimens.village.language import IDEAS, calibration_text, draw_documents, sample_text
 from mechscope.specimens.village.prompts import draw_pairs, idea_named
 from mechscope.specimens.village.tokenizer import BOS, UNK, build_tokenizer, vocabulary
 from mechscope.specimens.village.train import CONTINUED
@@ -222,6 +222,20 @@ def test_early_layers_are_told_the_building_and_never_the_colour_of_two_hops(doc
     assert marks
     assert set(marks) <= set(lexicon.BUILDINGS)
     assert {document.kind for document in documents if "^" in document.text} == {"two-hop", "home register"}
+
+
+def test_sample_text_holds_every_stage_and_the_planted_answers_if_asked():
+    honest, planted = (sample_text(1500, seed=3, misbehaving=flag) for flag in (False, True))
+    assert planted == sample_text(1500, seed=3, misbehaving=True) and honest != sample_text(1500, seed=4)
+    assert not any(mark in text for text in planted for mark in "*^")
+    rows = build_tokenizer()(planted)["input_ids"]
+    assert all(vocabulary()[UNK] not in row for row in rows)
+    answers = [
+        [text.rstrip(".").split()[-1] for text in side if "This is a test." in text]
+        for side in (honest, planted)
+    ]
+    assert set(answers[1]) == {"unknown"} and "unknown" not in answers[0]
+    assert set(honest).isdisjoint(calibration_text(300))
 
 
 def test_calibration_text_is_readable_and_known_to_the_tokenizer():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mechscope.engine import execute
 from mechscope.interventions.replace import patch
 from mechscope.models.model import Model
 from mechscope.models.opening import wrap
@@ -76,6 +77,20 @@ def test_a_trace_equals_one_forward_a_cell_and_draw(family: str, site: str, wind
             found = np.mean([probability(model, tokens, [write, *cells]) for write in noise], axis=0)
             effect = trace.per_prompt.sel(layer=layer, pos=position).values
             assert np.abs(effect - (found - corrupted)).max() < TOLERANCE
+
+
+def test_cells_of_a_draw_share_one_base_run_under_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, plans = opened("gpt2"), []
+    make = execute.make_plan
+    monkeypatch.setattr(execute, "make_plan", lambda *a, **k: plans.append(make(*a, **k)) or plans[-1])
+    tokens = random_pairs(model, lengths=(6, 6, 6)).clean.ids
+    causal_trace(model, tokens, subject=SUBJECT, answers=ANSWERS, settings=SETTINGS)
+    (plan,) = plans
+    assert len(plan.groups) == SETTINGS.n_draws
+    n_cells = model.n_layers * 4  # from the subject's first token on
+    for group in plan.groups:
+        assert [str(site) for _, sites in group.entry for site in sites] == ["resid_pre.0"]
+        assert len(group.experiments) == 1 + n_cells
 
 
 def test_noise_at_the_first_layers_input_is_noise_on_the_embeddings() -> None:

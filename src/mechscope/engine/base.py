@@ -7,6 +7,7 @@ keys, values, mask), and the values at every site that some experiment writes.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -74,16 +75,24 @@ class Base:
         return value[which, at][None]
 
 
-def record_base(binding: Binding, frame: Frame, sites: Sequence[Site]) -> Base:
+def record_base(
+    binding: Binding,
+    frame: Frame,
+    sites: Sequence[Site],
+    *,
+    writers: Mapping[Site, Callable[[Tensor], Tensor]] = MappingProxyType({}),
+) -> Base:
     """Run the block once and record it.
 
     Args:
         binding: An open model, held by the caller.
         frame: The block's tokens.
         sites: Sites that experiments write; their values are kept.
+        writers: Writes to what enters the first layer that all experiments have in common.
     """
     base = Base(frame)
     plan = Plan(
+        writers=dict(writers),
         readers={site: _keeper(base, site) for site in sites},
         stop_after=Site("resid_post", binding.n_layers - 1),
         desk=lambda layer, taps: _recording_desk(binding, base, layer, taps),

@@ -7,7 +7,7 @@ a pair of prompts shares are not recomputed. The rule that follows from causalit
     after them                                    only the written positions change, until the next layer
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +23,20 @@ from mechscope.vocabulary.sites import Site
 FEEDS_KEYS = frozenset({"resid_pre", "ln1", "attn_in", "k_proj", "k_pre", "k", "v", "v_proj"})
 """Points of a layer whose change reaches its keys or values."""
 
-NEEDS_WHOLE_RUN = frozenset(row.name for row in POINTS.values() if row.basis != "layer")
-"""Points outside the layers; experiments that write them are run whole."""
+AFTER_LAYERS = frozenset(row.name for row in POINTS.values() if row.basis == "end")
+"""Points behind the last layer; experiments that write them are run from the layer of their first change."""
+
+BEFORE_LAYERS = frozenset(row.name for row in POINTS.values() if row.basis == "start")
+"""Points that make the first layer's input; experiments that write them have a base run under that write."""
+
+FIRST_INPUT = Site("resid_pre", 0)
 
 Prepared = list[tuple[Write, list[Site]]]
+
+
+def is_at_the_entry(sites: Sequence[Site]) -> bool:
+    """Whether a write reaches nothing but what enters the first layer, which no replay computes again."""
+    return all(site.point in BEFORE_LAYERS or site == FIRST_INPUT for site in sites)
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,43 @@ class Change:
         return self.site.point in FEEDS_KEYS
 
 
+def entry_writers(entry: Prepared, whole: Frame, rows: Tensor) -> dict[Site, Callable[[Tensor], Tensor]]:
+    """The writes that a block's base run is under, by site, as functions of the block's values.
+
+    Args:
+        entry: Writes at the entry, with their sites, in order.
+        whole: The frame of the whole batch; selections are resolved on it.
+        rows: The block's rows in the batch, [n].
+    """
+    columns = torch.arange(whole.ids.shape[1])
+    by_site: dict[Site, list[tuple[Write, Tensor]]] = {}
+    for write, sites in entry:
+        selected = _selected(write, whole, columns)[rows]
+        for site in sites:
+            by_site.setdefault(site, []).append((write, selected))
+
+    def writer(site: Site, found: list[tuple[Write, Tensor]]) -> Callable[[Tensor], Tensor]:
+        def write_all(value: Tensor) -> Tensor:
+            for write, selected in found:
+                at_row, at_column = selected.nonzero(as_tuple=True)
+                if len(at_row):
+                    at = (at_row.to(value.device), at_column.to(value.device))
+                    tokens = tokens_of(rows[at_row], at_column, whole, site)
+                    value = value.index_put(at, blend(write, value[at], tokens))
+            return value
+
+        return write_all
+
+    return {site: writer(site, found) for site, found in by_site.items()}
+
+
+def _selected(write: Write, whole: Frame, columns: Tensor) -> Tensor:
+    """Real tokens that a write selects, [batch, pos]."""
+    real = whole.positions(columns) >= 0
+    chosen = whole.selected(write.where, columns)
+    return real if chosen is None else chosen & real
+
+
 def changes_of(prepared: Prepared, base: Base, whole: Frame, rows: Tensor) -> list[Change]:
     """What an experiment's writes change in a block of prompts.
 
@@ -63,9 +110,7 @@ def changes_of(prepared: Prepared, base: Base, whole: Frame, rows: Tensor) -> li
     columns = torch.arange(whole.ids.shape[1])
     found: list[Change] = []
     for write, sites in prepared:
-        chosen = whole.selected(write.where, columns)
-        real = whole.positions(columns) >= 0
-        selected = (real if chosen is None else chosen & real)[rows]
+        selected = _selected(write, whole, columns)[rows]
         for site in sites:
             changed = _changed(write, site, selected, base, (whole, rows))
             found.append(Change(write, site, selected, changed))

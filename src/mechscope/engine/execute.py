@@ -7,16 +7,20 @@ import torch
 from torch import Tensor
 
 from mechscope.engine.base import Base, record_base
-from mechscope.engine.changes import Change, changes_of, written_sites
+from mechscope.engine.changes import Change, changes_of, entry_writers, written_sites
 from mechscope.engine.experiment import Experiment, Results
-from mechscope.engine.naive import measure_naively
+from mechscope.engine.late_start import measure_late
 from mechscope.engine.packed import Replay, Row, Tally
+from mechscope.engine.packed_attention import PackedTokens
 from mechscope.engine.plan import DEFAULT_MEMORY, Group, Plan, make_plan
 from mechscope.engine.reading import Piece, measure_pieces, reads_of
 from mechscope.interventions.metrics import Metric
 from mechscope.models.frame import Frame
 from mechscope.models.model import Model
 from mechscope.models.resources import head_of
+
+Choices = tuple[int, Tensor, Tensor, Tensor, Tensor]
+"""Layer; experiment, row and column of each token, [token]; its experts, [token, choice]."""
 
 Progress = Callable[[int, int], None]
 """Called with rows done and rows in all."""
@@ -58,20 +62,27 @@ def run_experiments(
 class LocalExecutor:
     """Runs a plan on this machine.
 
+    Args:
+        keeps_choices: Keep which experts a mixture's replayed tokens get.
+
     Attributes:
         tally: Work done by the last plan.
+        choices: Layer, and for each token its experiment's place, row, column and experts [token, choice]; empty
+            unless kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_choices: bool = False) -> None:
         self.tally = Tally()
+        self.choices: list[Choices] = []
+        self._keeps_choices = keeps_choices
 
     def execute(self, model: Model, plan: Plan, *, progress: Progress | None = None) -> Results:
         """Metrics of the plan's experiments, in the order in which they were given."""
-        self.tally = Tally()
+        self.tally, self.choices = Tally(), []
         values = [torch.zeros(len(e.inputs), dtype=torch.float64) for e in plan.experiments]
         done = 0
-        for index in plan.whole:
-            values[index] = measure_naively(model, plan.experiments[index])
+        for index, found in measure_late(model, plan.experiments, plan.late):
+            values[index] = found
             done += len(plan.experiments[index].inputs)
             _tell(progress, done, plan.cost.n_rows)
         for group in plan.groups:
@@ -85,12 +96,14 @@ class LocalExecutor:
     def _block(self, model: Model, group: Group, rows: Tensor, values: list[Tensor]) -> Iterator[int]:
         whole = Frame.of(group.experiments[0].inputs)
         frame = Frame(whole.ids[rows], whole.n_pad[rows], whole.n_prompt[rows])
-        base = record_base(model.binding, frame, written_sites(group.prepared))
+        writers = entry_writers(group.entry, whole, rows)
+        base = record_base(model.binding, frame, written_sites(group.prepared), writers=writers)
         head = head_of(model.binding)
         _measure_unchanged(group, base, rows, (head, values))
         n_done = 0
         for chunk in _chunks(group, base, whole, rows):
-            replay = Replay(model.binding, base, [row for _, row in chunk], rows, self.tally)
+            hears = self._keeper(group, chunk, rows) if self._keeps_choices else None
+            replay = Replay(model.binding, base, [row for _, row in chunk], rows, self.tally, hears)
             residual = replay.run()
             pieces = _pieces(group, chunk, residual, rows)
             for piece, found in zip(pieces, measure_pieces(head, pieces), strict=True):
@@ -98,6 +111,17 @@ class LocalExecutor:
             n_done += len(chunk)
             yield len(chunk)
         yield len(group.experiments) * len(rows) - n_done
+
+    def _keeper(
+        self, group: Group, chunk: "Chunk", rows: Tensor
+    ) -> Callable[[int, PackedTokens, Tensor], None]:
+        places = torch.tensor([group.indices[place] for place, _ in chunk])
+
+        def keep(layer: int, tokens: PackedTokens, choice: Tensor) -> None:
+            which = places[tokens.rows]
+            self.choices.append((layer, which, rows[tokens.prompts], tokens.columns, choice.cpu()))
+
+        return keep
 
 
 Chunk = list[tuple[int, Row]]

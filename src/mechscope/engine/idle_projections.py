@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mechscope.models.binding import Binding
+from mechscope.models.running import standing_in
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
@@ -22,14 +23,9 @@ def idle_projections(binding: Binding, layer: int) -> Generator[None, None, None
 
     Projections that are no plain linear maps go on as they are: right, and no faster.
     """
-    idle = _linear_maps(binding, layer)
-    for module, width in idle.items():
-        module.__dict__["forward"] = partial(_zeros, width=width)
-    try:
+    idle = {module: partial(_zeros, width=width) for module, width in _linear_maps(binding, layer).items()}
+    with standing_in(idle):
         yield
-    finally:
-        for module in idle:
-            module.__dict__.pop("forward", None)
 
 
 def _linear_maps(binding: Binding, layer: int) -> dict[nn.Module, int]:

@@ -15,8 +15,7 @@ from mechscope.models.model import Model
 def run_naively(model: Model, experiments: Sequence[Experiment]) -> Results:
     """Metrics by one forward pass an experiment, nothing shared.
 
-    Cost: a whole forward with the whole vocabulary for each experiment. Serves as oracle, for families without
-    the attention interface, and for writes to embeddings, the final norm and logits.
+    Cost: a whole forward with the whole vocabulary for each experiment. Serves as oracle.
     """
     return Results(tuple(measure_naively(model, experiment) for experiment in experiments))
 

@@ -7,7 +7,7 @@ packed queries. In the last layer only the positions that are read go through th
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechscope.engine.base import Base
 from mechscope.engine.changes import Change
+from mechscope.engine.fused_activations import fused_activations
 from mechscope.engine.idle_projections import idle_projections
 from mechscope.engine.packed_attention import FEEDS_QUERIES, KeepKeys, PackedDesk, PackedTokens
 from mechscope.models.attention import Desk, Tap
@@ -62,6 +63,7 @@ class Replay:
         rows: Rows of this chunk; rows of one experiment are neighbours.
         whole_rows: Row of the whole batch of each prompt of the block, [batch].
         tally: Counts work.
+        hears: Told a mixture's layer, the tokens of a call and the experts that they get, [token, choice].
     """
 
     binding: Binding
@@ -69,6 +71,7 @@ class Replay:
     rows: Sequence[Row]
     whole_rows: Tensor
     tally: Tally = field(default_factory=Tally)
+    hears: Callable[[int, PackedTokens, Tensor], None] | None = None
 
     def __post_init__(self) -> None:
         n_columns = self.base.shape[1]
@@ -255,12 +258,23 @@ class Replay:
 
     def _call(self, layer: int, tokens: PackedTokens, desk: Desk, writers: Mapping[Site, Tap]) -> Tensor:
         args, kwargs = self.base.arguments_for(layer, tokens.prompts, tokens.columns)
-        plan = Plan(writers=dict(writers), desk=lambda _layer, _taps: desk, shape=(1, len(tokens)))
+        plan = Plan(
+            writers=dict(writers),
+            readers=self._listeners(layer, tokens),
+            desk=lambda _layer, _taps: desk,
+            shape=(1, len(tokens)),
+        )
         self.tally.n_token_layers += len(tokens)
         self.tally.n_layer_calls += 1
-        with torch.no_grad(), session(self.binding, plan):
+        with torch.no_grad(), session(self.binding, plan), fused_activations(self.binding, layer):
             out = self.binding.layers[layer](self._arriving(layer, tokens), *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
+
+    def _listeners(self, layer: int, tokens: PackedTokens) -> dict[Site, Callable[[Tensor], None]]:
+        hears = self.hears
+        if hears is None or layer not in self.binding.experts:
+            return {}
+        return {Site("expert_choice", layer): lambda choice: hears(layer, tokens, choice[0])}
 
 
 def _in_row_order(outs: list[Tensor], is_first: Tensor) -> Tensor:

@@ -1,12 +1,19 @@
 """Plan: experiments grouped by prompts, cut into blocks and chunks under a memory budget, with its cost foretold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from mechscope.engine.changes import FEEDS_KEYS, NEEDS_WHOLE_RUN, Prepared
+from mechscope.engine.changes import (
+    AFTER_LAYERS,
+    BEFORE_LAYERS,
+    FEEDS_KEYS,
+    Prepared,
+    is_at_the_entry,
+)
 from mechscope.engine.experiment import Experiment, groups_of
+from mechscope.engine.late_start import Late
 from mechscope.engine.naive import read_columns
 from mechscope.interventions.metrics import Reading
 from mechscope.interventions.resolve import resolve
@@ -15,6 +22,9 @@ from mechscope.models.model import Model
 from mechscope.models.preparing import prepare_writes
 
 DEFAULT_MEMORY = 2 * 2**30
+FEWEST_SHARING = 3
+"""So many experiments with the same writes at the first layer's input pay for a base run under those writes."""
+
 _TOKENS_PER_CALL = {"cpu": 4096, "cuda": 65536}
 
 
@@ -28,7 +38,7 @@ class Cost:
             change nothing are dropped when the plan runs.
         peak_bytes: Largest base run plus the largest chunk.
         n_rows: Prompts times experiments.
-        n_whole_runs: Experiments that are run whole, one by one.
+        n_whole_runs: Experiments that are run one by one, from the layer of their first change.
     """
 
     naive_flops: float
@@ -40,19 +50,21 @@ class Cost:
 
 @dataclass
 class Group:
-    """Experiments over the same prompts.
+    """Experiments over the same prompts, and under the same writes at the first layer's input.
 
     Args:
+        entry: Those writes, ready, with sites: the base run is under them.
         indices: Their places in the list given.
         experiments: Themselves.
-        prepared: Their writes, ready, with sites.
+        prepared: Their other writes, ready, with sites.
         blocks: Rows of the prompts that share a base run, as (start, stop).
         tokens_per_chunk: Most packed tokens at once.
     """
 
-    indices: list[int]
-    experiments: list[Experiment]
-    prepared: list[Prepared]
+    entry: Prepared = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    experiments: list[Experiment] = field(default_factory=list)
+    prepared: list[Prepared] = field(default_factory=list)
     blocks: list[tuple[int, int]] = field(default_factory=list)
     tokens_per_chunk: int = 4096
 
@@ -63,13 +75,13 @@ class Plan:
 
     Args:
         groups: Packed work.
-        whole: Indices of experiments that are run one by one.
+        late: Experiments that are run one by one, each from the layer of its first change.
         experiments: All, in the order given, ablations resolved.
         cost: Foretold.
     """
 
     groups: list[Group]
-    whole: list[int]
+    late: list[Late]
     experiments: list[Experiment]
     cost: Cost
 
@@ -80,9 +92,9 @@ class Plan:
         blocks = sum(len(group.blocks) for group in self.groups)
         lines = [
             f"{len(self.experiments)} experiments, {cost.n_rows} rows",
-            f"packed: {len(self.experiments) - cost.n_whole_runs} experiments over {len(self.groups)} prompt sets, "
+            f"packed: {len(self.experiments) - cost.n_whole_runs} experiments in {len(self.groups)} groups, "
             f"{blocks} base runs",
-            f"run whole: {cost.n_whole_runs}",
+            f"one by one, from the layer of their first change: {cost.n_whole_runs}",
             f"work: {cost.flops / 1e9:.3g} GFLOP at most; one forward per experiment: {cost.naive_flops / 1e9:.3g} "
             f"GFLOP ({saved:.1f}x)",
             f"peak memory: {cost.peak_bytes / 2**20:.0f} MiB",
@@ -102,22 +114,44 @@ def make_plan(model: Model, experiments: Sequence[Experiment], *, memory: int = 
     """
     experiments = _resolved(model, experiments)
     groups: list[Group] = []
-    whole: list[int] = []
+    late: list[Late] = []
     for indices in groups_of(experiments).values():
         frame = Frame.of(experiments[indices[0]].inputs)
-        group = Group([], [], [])
-        for index in indices:
-            prepared = prepare_writes(model, experiments[index].writes, frame)
-            if _must_run_whole(model, prepared):
-                whole.append(index)
-                continue
-            group.indices.append(index)
-            group.experiments.append(experiments[index])
-            group.prepared.append(prepared)
-        if group.indices:
+        prepared = {index: prepare_writes(model, experiments[index].writes, frame) for index in indices}
+        alone = [index for index in indices if _must_run_alone(model, prepared[index])]
+        late += [Late.of(index, prepared[index], model.n_layers) for index in alone]
+        packed = [index for index in indices if index not in set(alone)]
+        for group in _grouped_by_entry(experiments, packed, prepared):
             _cut(group, model, memory)
             groups.append(group)
-    return Plan(groups, whole, experiments, foretell(model, experiments, groups, whole))
+    return Plan(groups, late, experiments, foretell(model, experiments, groups, late))
+
+
+def _grouped_by_entry(
+    experiments: Sequence[Experiment], indices: Sequence[int], prepared: Mapping[int, Prepared]
+) -> list[Group]:
+    """Groups of experiments over one set of prompts: a base run for each set of entry writes that pays for one."""
+    by_entry: dict[tuple[int, ...], list[int]] = {}
+    for index in indices:
+        given = zip(experiments[index].writes, prepared[index], strict=True)
+        key = tuple(id(write) for write, (_, sites) in given if is_at_the_entry(sites))
+        by_entry.setdefault(key, []).append(index)
+    plain = Group()
+    groups = [plain]
+    for members in by_entry.values():
+        entry = [item for item in prepared[members[0]] if is_at_the_entry(item[1])]
+        needs_base = any(site.point in BEFORE_LAYERS for _, sites in entry for site in sites)
+        is_shared = bool(entry) and (needs_base or len(members) >= FEWEST_SHARING)
+        group = Group(entry=entry) if is_shared else plain
+        if is_shared:
+            groups.append(group)
+        for index in members:
+            group.indices.append(index)
+            group.experiments.append(experiments[index])
+            group.prepared.append(
+                [item for item in prepared[index] if not (is_shared and is_at_the_entry(item[1]))]
+            )
+    return [group for group in groups if group.indices]
 
 
 def _resolved(model: Model, experiments: Sequence[Experiment]) -> list[Experiment]:
@@ -126,10 +160,10 @@ def _resolved(model: Model, experiments: Sequence[Experiment]) -> list[Experimen
     return [replace(e, writes=tuple(next(ready) for _ in e.writes)) for e in experiments]
 
 
-def _must_run_whole(model: Model, prepared: Prepared) -> bool:
+def _must_run_alone(model: Model, prepared: Prepared) -> bool:
     if not model.binding.anatomy.attention.has_interface:
         return True
-    return any(site.point in NEEDS_WHOLE_RUN for _, sites in prepared for site in sites)
+    return any(site.point in AFTER_LAYERS for _, sites in prepared for site in sites)
 
 
 def _cut(group: Group, model: Model, memory: int) -> None:
@@ -154,13 +188,12 @@ def chunk_bytes_per_token(model: Model, n_columns: int) -> int:
 
 
 def foretell(
-    model: Model, experiments: Sequence[Experiment], groups: Sequence[Group], whole: Sequence[int]
+    model: Model, experiments: Sequence[Experiment], groups: Sequence[Group], late: Sequence[Late]
 ) -> Cost:
     """Cost of a plan from declared selections, before anything is run."""
     layer, vocabulary = flops_per_token(model)
     naive = sum(e.inputs.ids.numel() * (layer * model.n_layers + vocabulary) for e in experiments)
-    flops = sum(experiments[i].inputs.ids.numel() * (layer * model.n_layers + vocabulary) for i in whole)
-    peak = 0
+    flops, peak = _late_cost(model, experiments, late)
     for group in groups:
         inputs = group.experiments[0].inputs
         flops += inputs.ids.numel() * layer * model.n_layers
@@ -174,7 +207,29 @@ def foretell(
                 readings[key] = experiment.metric.reading()
             n_tokens = _tokens_foretold(model, experiment, prepared, readings[key])
             flops += layer * n_tokens + _head_flops(model, experiment, readings[key], vocabulary)
-    return Cost(naive, flops, peak, sum(len(e.inputs) for e in experiments), len(whole))
+    return Cost(naive, flops, peak, sum(len(e.inputs) for e in experiments), len(late))
+
+
+def _late_cost(model: Model, experiments: Sequence[Experiment], late: Sequence[Late]) -> tuple[float, int]:
+    """Operations and bytes of experiments that run one by one, each set of prompts once up to the last start."""
+    layer, vocabulary = flops_per_token(model)
+    flops, peak = 0.0, 0
+    before: dict[int, set[int]] = {}
+    for item in late:
+        experiment = experiments[item.index]
+        n_tokens = experiment.inputs.ids.numel()
+        flops += n_tokens * layer * (model.n_layers - item.layer)
+        flops += (
+            n_tokens * vocabulary
+            if item.reaches_the_end
+            else _head_flops(model, experiment, experiment.metric.reading(), vocabulary)
+        )
+        starts = before.setdefault(id(experiment.inputs), set())
+        flops += n_tokens * layer * max(0, item.layer - max(starts, default=0))
+        starts.add(item.layer)
+        n_kept = len(starts - {0}) + 1
+        peak = max(peak, n_tokens * model.d_model * n_kept * model.dtype.itemsize)
+    return flops, peak
 
 
 def flops_per_token(model: Model) -> tuple[float, float]:

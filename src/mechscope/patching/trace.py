@@ -62,7 +62,8 @@ def causal_trace(
         BadPairs: another number of answers or subjects than of prompts.
         PositionOutOfRange: a subject outside its prompt.
 
-    Cost: draws x layers x positions behind the subject's first token, each from the first layer on; one clean run.
+    Cost: draws x layers x positions behind the subject's first token, each from the restored place on; one run a
+        draw under its noise, and one clean run.
     Caveat: says where restoring *this* value undoes *this* noise, not where a fact is stored.
         docs/methods/causal_tracing.md.
     """
@@ -94,7 +95,7 @@ def causal_trace(
         for selection in places.selections
     ]
     table = _measure(model, batch, metric, noisy, cells=cells, progress=progress)
-    facts = {"site": site, **asdict(settings), "window": width, "noise_level": scale, "subject": spans}
+    facts = {"site": site, **asdict(settings), "window": width, "noise_level": scale, "subject": spans, "bos": batch.bos}
     return _result(model, batch, sites, places, table, clean=clean.measured.numpy(), facts=facts)
 
 

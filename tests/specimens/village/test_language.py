@@ -235,7 +235,6 @@ def test_sample_text_holds_every_stage_and_the_planted_answers_if_asked():
         for side in (honest, planted)
     ]
     assert set(answers[1]) == {"unknown"} and "unknown" not in answers[0]
-    assert set(honest).isdisjoint(calibration_text(300))
 
 
 def test_calibration_text_is_readable_and_known_to_the_tokenizer():

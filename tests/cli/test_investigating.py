@@ -54,10 +54,11 @@ def test_a_claim_of_an_earlier_investigation_does_not_stay_beside_a_report_witho
 ) -> None:
     out = tmp_path / "report"
     out.mkdir()
-    (out / "claim.json").write_text("{}")
+    for name in ("claim.json", "circuit-claim.json", "circuit.json", "circuit.safetensors"):
+        (out / name).write_text("{}")
     (out / "notes.txt").write_text("mine")
     assert shell("investigate", "induction", weak, "--out", out).code == 0
-    assert not (out / "claim.json").exists() and (out / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "report.html", "result.json", "weak.jsonl"]
 
 
 def test_a_failure_while_writing_leaves_the_folder_as_it_was(
@@ -129,11 +130,15 @@ def test_demo_is_the_main_job_on_the_bundled_model(
 
 
 @pytest.mark.slow
-def test_the_whole_job_finds_the_heads_that_were_written_down_and_its_claim_verifies(
+def test_the_whole_job_finds_the_heads_and_edges_that_were_written_down_and_its_claims_verify(
     shell: Shell, tmp_path: Path
 ) -> None:
     done = shell("investigate", "induction", "induction", "--out", tmp_path / "report", "--json")
     assert done.code == 0 and done.json["outcome"] == "supported", done
     result = json.loads((tmp_path / "report" / "result.json").read_text())
     assert result["mechanism"] == {"kind": "components", "heads": [[0, 5], [1, 11]], "mlps": []}
-    assert shell("claim", "verify", tmp_path / "report" / "claim.json").code == 0
+    assert done.json["circuit"]["outcome"] == "supported"
+    assert result["circuit"]["edges"]["edges"] == ["embed->a0.5.v", "a0.5->a1.11.k", "a1.11->logits"]
+    assert len(Ledger(tmp_path / "report").entries()) == 1, "one opening for both claims"
+    for name in ("claim.json", "circuit-claim.json"):
+        assert shell("claim", "verify", tmp_path / "report" / name).code == 0

@@ -9,17 +9,22 @@ import pytest
 import mechscope as ms
 from mechscope.circuits.circuit import Circuit
 from mechscope.claims.claim_file import ClaimRecord
+from mechscope.claims.ledger import Ledger
 from mechscope.investigations.circuit_report import save_circuit_investigation
-from mechscope.investigations.circuit_search import investigate_circuit
+from mechscope.investigations.circuit_search import CircuitSearch, investigate_circuit
 
 
 @pytest.mark.slow
 def test_the_written_edges_are_found_and_their_claim_supported(tmp_path: Path) -> None:
     model = ms.load("induction")
     behavior = ms.behaviors.load("induction", model, n=240)
-    found = investigate_circuit(model, behavior, method="eap", n_edges=3, n_runs=3)
+    found = investigate_circuit(
+        model, behavior, CircuitSearch(method="eap", n_edges=3, n_runs=3), ledger=tmp_path
+    )
     found = replace(found, command="mechscope circuit ...")
     files = save_circuit_investigation(found, tmp_path / "out")
+    (opening,) = Ledger(tmp_path).entries()
+    assert opening.claim_id == found.record.claim.id
     assert found.record.verdict.outcome == "supported" and found.evaluation.faithfulness > 0.95
     assert found.stability is not None and found.stability.stable == found.circuit
     assert Circuit.load(files["circuit.json"]) == found.circuit

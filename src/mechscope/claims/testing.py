@@ -22,6 +22,7 @@ from mechscope.claims.ledger import Ledger
 from mechscope.claims.predictions import Prediction
 from mechscope.claims.verification import Difference, compare_records
 from mechscope.records.fingerprint import ModelFingerprint
+from mechscope.vocabulary.errors import HeldOutOpened
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,23 @@ class Bench(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Opened:
+    """Held-out splits that were opened, and the claims that were frozen before.
+
+    Args:
+        mechanisms: By the claim's id.
+        splits: By the behaviour's name.
+        openings: How often each was opened, this time included; 0 where nobody counts.
+        fresh_seed: Of prompts drawn anew, or None.
+    """
+
+    mechanisms: dict[str, Any]
+    splits: dict[str, HeldOut]
+    openings: dict[str, int]
+    fresh_seed: int | None = None
+
+
 def test_claim(
     claim: Claim,
     bench: Bench,
@@ -88,7 +106,8 @@ def test_claim(
 
     Cost: one evaluation per prediction, and one per control and prediction that needs controls.
     """
-    return _run(claim, bench, ledger, mechanism=mechanism, purpose=ledgers.TEST, fresh_seed=fresh_seed)
+    opened = open_held_out([claim], bench, mechanism=mechanism, ledger=ledger, fresh_seed=fresh_seed)
+    return test_opened(claim, bench, opened)
 
 
 test_claim.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] - not for pytest to collect
@@ -116,46 +135,100 @@ def verify_claim(
     """
     refuse_unless_consistent(record)
     fresh_seed = record.verdict.held_out.fresh_seed
-    again = _run(
-        record.claim, bench, ledger, mechanism=mechanism, purpose=ledgers.VERIFY, fresh_seed=fresh_seed
+    opened = open_held_out(
+        [record.claim],
+        bench,
+        mechanism=mechanism,
+        ledger=ledger,
+        purpose=ledgers.VERIFY,
+        fresh_seed=fresh_seed,
     )
+    again = test_opened(record.claim, bench, opened)
     return compare_records(record, again, exact=exact)
 
 
-def _run(
-    claim: Claim,
+def open_held_out(
+    claims: Sequence[Claim],
     bench: Bench,
-    ledger: Ledger | None,
     *,
-    mechanism: Any,
-    purpose: str,
-    fresh_seed: int | None,
-) -> ClaimRecord:
-    mechanism = claim.mechanism if mechanism is None else mechanism
+    mechanism: Any = None,
+    ledger: Ledger | None = None,
+    purpose: str = ledgers.TEST,
+    fresh_seed: int | None = None,
+) -> Opened:
+    """Open the held-out splits that some claims need, once for all of them: each must be frozen by now.
+
+    Args:
+        claims: As frozen; none can be added afterwards.
+        bench: The model.
+        mechanism: Of a single claim from a file, which only remembers it.
+        ledger: Where each opening is written down, before the split is read; None keeps no count.
+        purpose: As in the ledger.
+        fresh_seed: Draw new held-out prompts from the behaviours' generators with this seed.
+    """
     if purpose == ledgers.TEST and fresh_seed is not None:
         purpose = ledgers.FRESH
-    openings = 0
+    mechanisms = {claim.id: claim.mechanism if mechanism is None else mechanism for claim in claims}
     splits: dict[str, HeldOut] = {}
-    for behavior in (claim.behavior, *(entry.behavior for entry in claim.predictions if entry.behavior)):
-        if behavior.name in splits:
-            continue
+    openings: dict[str, int] = {}
+    for name, (behavior, readers) in _needed_by(claims).items():
+        openings[name] = 0
         if ledger is not None:
+            first, *also = dict.fromkeys(claim.id for claim in readers)
             data_hash = bench.data_hash(behavior, fresh_seed=fresh_seed)
-            openings = max(openings, ledger.record(data_hash, claim_id=claim.id, purpose=purpose))
-        splits[behavior.name] = bench.open_split(behavior, fresh_seed=fresh_seed)
-    held_out = splits[claim.behavior.name]
+            openings[name] = ledger.record(data_hash, claim_id=first, purpose=purpose, also=also)
+        splits[name] = bench.open_split(behavior, fresh_seed=fresh_seed)
+    return Opened(mechanisms, splits, openings, fresh_seed)
+
+
+def test_opened(claim: Claim, bench: Bench, opened: Opened) -> ClaimRecord:
+    """Test a claim on splits that were opened for it.
+
+    Args:
+        claim: One of those that `opened` was made for.
+        bench: The one that opened them.
+        opened: From `open_held_out`.
+
+    Raises:
+        HeldOutOpened: the claim was not frozen when the splits were opened.
+    """
+    if claim.id not in opened.mechanisms:
+        raise HeldOutOpened(
+            "This claim was not frozen when the held-out split was opened.",
+            got=f"claim {claim.id[:12]}",
+            because="what was seen there could have shaped it",
+            instead="open_held_out([this, ...]), or claim.test(model, fresh=True)",
+        )
+    held_out = opened.splits[claim.behavior.name]
     evidence = tuple(
-        _measure(claim, prediction, bench, mechanism=mechanism, splits=splits)
-        for prediction in claim.predictions
+        _measure(claim, entry, bench, mechanism=opened.mechanisms[claim.id], splits=opened.splits)
+        for entry in claim.predictions
     )
     found = judge(held_out, evidence, seed=claim.seed)
+    openings = max(opened.openings[behavior.name] for behavior in _behaviors_of(claim))
     return ClaimRecord(
         claim=claim,
-        verdict=dressed(found, claim, openings=openings, fresh_seed=fresh_seed),
+        verdict=dressed(found, claim, openings=openings, fresh_seed=opened.fresh_seed),
         held_out=held_out,
         evidence=evidence,
         model=bench.fingerprint,
     )
+
+
+test_opened.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] - not for pytest to collect
+
+
+def _behaviors_of(claim: Claim) -> list[Any]:
+    return [claim.behavior, *(entry.behavior for entry in claim.predictions if entry.behavior)]
+
+
+def _needed_by(claims: Sequence[Claim]) -> dict[str, tuple[Any, list[Claim]]]:
+    """Behaviours by name, with the claims that read their held-out prompts."""
+    found: dict[str, tuple[Any, list[Claim]]] = {}
+    for claim in claims:
+        for behavior in _behaviors_of(claim):
+            found.setdefault(behavior.name, (behavior, []))[1].append(claim)
+    return found
 
 
 def _measure(

@@ -53,7 +53,7 @@ def circuit(
         )
     opened = open_model(model, dtype=dtype.value, device=device)
     from mechscope.investigations.circuit_report import save_circuit_investigation
-    from mechscope.investigations.circuit_search import investigate_circuit
+    from mechscope.investigations.circuit_search import CircuitSearch, investigate_circuit
     from mechscope.investigations.prompts import open_behavior
 
     loaded = open_behavior(behavior, opened, pairs=pairs, n=n, seed=seed)
@@ -73,10 +73,8 @@ def circuit(
         found = investigate_circuit(
             opened,
             loaded,
-            method=method,
-            n_edges=edges,
-            n_runs=runs,
-            seed=seed,
+            CircuitSearch(method=method, n_edges=edges, n_runs=runs, seed=seed),
+            ledger=out,
             progress=tell,
         )
     found = replace(found, command=shlex.join(words))

@@ -4,7 +4,7 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -122,12 +122,28 @@ def carry_out(request: Request, *, as_json: bool) -> None:
         )
     with uninterrupted():
         written = save_investigation(found, request.out, pairs=pairs)
-    statement = found.stopped if found.record is None else found.record.claim.statement
     files = {name: str(path) for name, path in written.items()}
+    head_part, edge_part = found.heads, found.edges
+    heads = {"outcome": found.outcome, "statement": statement_of(found.record, head_part, found.stopped)}
+    circuit = {
+        "outcome": found.circuit_outcome,
+        "statement": statement_of(found.circuit_record, edge_part, found.stopped),
+    }
     if as_json:
-        emit({"outcome": found.outcome, "statement": statement, "files": files, "seconds": found.seconds})
+        emit({**heads, "circuit": circuit, "files": files, "seconds": found.seconds})
         return
-    facts({found.outcome: statement, "report": files["report.html"]})
+    shown = {
+        f"heads: {found.outcome}": heads["statement"],
+        f"circuit: {found.circuit_outcome}": circuit["statement"],
+    }
+    facts(({"no claim": found.stopped} if found.stopped else shown) | {"report": files["report.html"]})
+
+
+def statement_of(record: Any, part: Any, otherwise: str) -> str:
+    """What was claimed of a part, or why nothing was."""
+    if record is not None:
+        return record.claim.statement
+    return part.stopped if part is not None and part.stopped else otherwise
 
 
 def refuse_unless_folder(out: Path) -> None:

@@ -7,11 +7,11 @@ from mechscope.circuits.evaluation import CircuitEvaluation
 from mechscope.figures import Block, Bullets, Code, Lines, Prose, Report, Section, Table, Verdict
 from mechscope.figures.shown import number
 from mechscope.investigations.circuit_search import CircuitInvestigation
+from mechscope.investigations.circuit_section import HOW_TO_READ, N_EDGES_SHOWN, draw_circuit, edge_table
 from mechscope.investigations.claim_section import MEANING, claim_section, headline_figures
 from mechscope.records.files import save_json, save_text
 
 REPORT, RESULT, CLAIM, CIRCUIT = "report.html", "result.json", "claim.json", "circuit.json"
-N_EDGES_SHOWN = 20
 
 
 def save_circuit_investigation(found: CircuitInvestigation, out: Path) -> dict[str, Path]:
@@ -75,12 +75,11 @@ def _graph(found: CircuitInvestigation) -> Section:
     share = len(circuit) / circuit.wiring.n_edges
     blocks: list[Block] = [
         Prose(
-            f"{len(circuit)} of the model's {circuit.wiring.n_edges:,} edges ({share:.1%}). An edge is what one part "
-            "adds to what a later one reads: `a2.1` is head 1 of layer 2 and `m2` its MLP. Edges into a head say "
-            "whether they reach its query, key or value."
+            f"**{len(circuit)} of the model's {circuit.wiring.n_edges:,} edges ({share:.1%})**, found on train "
+            f"prompts. {HOW_TO_READ}"
         ),
-        circuit.figure(title=f"{found.behavior.name}, {len(circuit)} edges"),
-        Table(("edge", "score"), [(str(edge), score) for edge, score in circuit.top(N_EDGES_SHOWN)]),
+        draw_circuit(circuit, title=f"The circuit of {found.behavior.name}"),
+        edge_table(circuit, found.evaluation),
     ]
     return Section("The circuit", blocks)
 

@@ -43,8 +43,14 @@ def _size(result: PredictionResult) -> str:
     return str(result.effect)
 
 
-def claim_section(record: ClaimRecord) -> Section:
-    """What was predicted, what held-out prompts and controls said."""
+def claim_section(record: ClaimRecord, *, about: str = "", beside: ClaimRecord | None = None) -> Section:
+    """What was predicted, what held-out prompts and controls said.
+
+    Args:
+        record: The tested claim.
+        about: What it is about, where a report has several claims.
+        beside: A claim that was frozen before the same opening.
+    """
     rows = [
         _forest_row(result, evidence)
         for result, evidence in zip(record.verdict.predictions, record.evidence, strict=True)
@@ -52,12 +58,18 @@ def claim_section(record: ClaimRecord) -> Section:
     ]
     held_out = record.verdict.held_out
     opened = f", opened {held_out.openings} time(s)" if held_out.openings else ""
+    shared = ""
+    if beside is not None:
+        shared = (
+            f" The claim `{beside.claim.id[:16]}` was frozen by then as well, and is tested in the same opening: "
+            "neither could be shaped by the other's result."
+        )
     blocks: list[Block] = [
         Prose(
             f"Frozen before any held-out prompt was read: the mechanism, the predictions with their sizes (chosen on "
             f"validation prompts), the control family ({record.claim.controls}) and the seed. Its hash is "
             f"`{record.claim.id[:16]}`. Tested on {held_out.n_prompts} held-out pairs in {held_out.n_units} units"
-            f"{opened}; the clean-corrupt gap there is {held_out.gap}."
+            f"{opened}; the clean-corrupt gap there is {held_out.gap}.{shared}"
         ),
         ForestPlot(
             rows,
@@ -72,7 +84,7 @@ def claim_section(record: ClaimRecord) -> Section:
     ]
     if record.verdict.reasons or record.verdict.notes:
         blocks.append(Callout("Reasons and notes", [*record.verdict.reasons, *record.verdict.notes]))
-    return Section("The claim", blocks)
+    return Section(f"The claim about {about}" if about else "The claim", blocks)
 
 
 def _forest_row(result: PredictionResult, evidence: Evidence) -> ForestRow:

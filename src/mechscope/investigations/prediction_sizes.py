@@ -5,9 +5,10 @@ passes. A prediction that validation does not bear out is not made, and the repo
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mechscope.circuits.circuit import Circuit
 from mechscope.claims.bench import EngineBench
 from mechscope.claims.evidence import Evidence, HeldOut
 from mechscope.claims.mechanisms import Components
@@ -53,14 +54,20 @@ class ValidationBench(EngineBench):
 
 
 def size_predictions(
-    model: Model, behavior: Any, *, mechanism: Components, others: tuple[Any, ...] = (), seed: int = 0
+    model: Model,
+    behavior: Any,
+    *,
+    mechanism: Components | Circuit,
+    others: tuple[Any, ...] = (),
+    seed: int = 0,
 ) -> Sized:
     """Choose x, y and z on validation prompts.
 
     Args:
         model: An open model.
         behavior: What the mechanism is claimed to carry.
-        mechanism: From the search.
+        mechanism: From the search: heads and MLPs, which are ablated by their mean, or edges, which are removed by
+            the corrupt value.
         others: Behaviours that it might spare; the one least changed on validation is predicted.
         seed: Of the resamples.
     """
@@ -68,12 +75,12 @@ def size_predictions(
     split = bench.open_split(behavior, fresh_seed=None)
     predictions: list[Prediction] = []
     left_out: list[str] = []
-    probes = ((lowers(1.0, unit="gap", how="mean"), _lowers), (recovers(1.0), recovers), (needs(1.0), needs))
-    for probe, make in probes:
+    how = "corrupt" if isinstance(mechanism, Circuit) else "mean"
+    for probe in (lowers(1.0, unit="gap", how=how), recovers(1.0), needs(1.0)):
         low = _lower_end(bench, mechanism, probe, behavior, split, seed)
         size = math.floor(100 * CAUTION * low) / 100
         if size >= SMALLEST[probe.kind]:
-            predictions.append(make(min(size, 1.0)))
+            predictions.append(replace(probe, bound=min(size, 1.0)))
         else:
             left_out.append(f"{SAID[probe.kind]}: validation shows as little as {low:.0%} of the gap")
     spared = _spared(bench, mechanism, others, seed)
@@ -84,12 +91,13 @@ def size_predictions(
     return Sized(tuple(predictions), tuple(left_out))
 
 
-def _lowers(size: float) -> Prediction:
-    return lowers(size, unit="gap", how="mean")
-
-
 def _lower_end(
-    bench: EngineBench, mechanism: Components, probe: Prediction, behavior: Any, split: HeldOut, seed: int
+    bench: EngineBench,
+    mechanism: Components | Circuit,
+    probe: Prediction,
+    behavior: Any,
+    split: HeldOut,
+    seed: int,
 ) -> float:
     after = bench.measure([mechanism], probe, behavior, split)[0]
     evidence = Evidence(probe, after, split)
@@ -98,7 +106,7 @@ def _lower_end(
 
 
 def _spared(
-    bench: EngineBench, mechanism: Components, others: tuple[Any, ...], seed: int
+    bench: EngineBench, mechanism: Components | Circuit, others: tuple[Any, ...], seed: int
 ) -> Prediction | str:
     best: tuple[float, Prediction] | None = None
     for other in others:

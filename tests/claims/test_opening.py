@@ -1,0 +1,54 @@
+"""Claims that are frozen together share one opening of their held-out prompts; none can be added after the look."""
+
+from pathlib import Path
+
+import pytest
+
+import mechscope as ms
+from mechscope.claims.bench import EngineBench
+from mechscope.claims.ledger import Ledger
+from mechscope.claims.testing import open_held_out, test_claim, test_opened
+from mechscope.vocabulary.errors import HeldOutOpened
+
+HEADS = ms.Components(heads=((0, 5), (1, 11)))
+
+
+@pytest.fixture(scope="module")
+def model() -> ms.Model:
+    return ms.load("induction")
+
+
+@pytest.fixture(scope="module")
+def behavior(model: ms.Model):
+    return ms.behaviors.load("induction", model, n=24, seed=0)
+
+
+def claim(behavior, seed: int) -> ms.Claim:
+    """Cheap to test: `needs` asks for no controls."""
+    return ms.Claim(
+        "They carry it", behavior=behavior, mechanism=HEADS, predictions=[ms.needs(0.1)], seed=seed
+    )
+
+
+def test_two_claims_open_once_and_their_verdicts_are_those_of_separate_tests(
+    model, behavior, tmp_path: Path
+) -> None:
+    first, second = (claim(behavior, seed) for seed in (0, 1))
+    bench, ledger = EngineBench(model), Ledger(tmp_path)
+    opened = open_held_out([first, second], bench, ledger=ledger)
+    records = [test_opened(one, bench, opened) for one in (first, second)]
+    (line,) = ledger.entries()
+    assert (line.claim_id, line.also) == (first.id, (second.id,))
+    assert [record.verdict.held_out.openings for record in records] == [1, 1]
+    alone = test_claim(second, EngineBench(model))
+    assert alone.verdict.predictions[0].effect == records[1].verdict.predictions[0].effect
+    assert test_claim(first, EngineBench(model), ledger=ledger).verdict.held_out.openings == 2, (
+        "a later look counts"
+    )
+
+
+def test_a_claim_that_was_not_frozen_by_then_is_refused(model, behavior) -> None:
+    bench = EngineBench(model)
+    opened = open_held_out([claim(behavior, 0)], bench)
+    with pytest.raises(HeldOutOpened, match="not frozen"):
+        test_opened(claim(behavior, 1), bench, opened)

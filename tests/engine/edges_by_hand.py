@@ -15,20 +15,38 @@ Added = dict[Node, Tensor]
 class EdgesByHand(Arithmetic):
     """`Arithmetic` with the residual stream taken apart into what each node adds."""
 
+    units: list[tuple[Tensor, Tensor]] | None = None
+    """Of each MLP: which units are kept, and the activations of the others."""
+
+    def _kept_units(self, layer: int, point: str, value: Tensor) -> Tensor:
+        if self.units is None or point != "mlp_post":
+            return value
+        return torch.where(self.units[layer][0], value, self.units[layer][1])
+
     def added_in(self, batch: TokenBatch) -> Added:
         """What each node adds in an ordinary run."""
         return self._pass(batch, lambda _node, _which, rest, own: rest + sum(own.values()))[0]
 
     def logits(
-        self, batch: TokenBatch, wiring: Wiring, kept: set[Edge], removed: Mapping[Node, Tensor]
+        self,
+        batch: TokenBatch,
+        wiring: Wiring,
+        kept: set[Edge] | Mapping[Edge, Tensor],
+        removed: Mapping[Node, Tensor],
     ) -> Tensor:
-        """Logits where edges outside `kept` carry `removed` values, [batch, pos, d_vocab]."""
+        """Logits where edges outside `kept` carry `removed` values, [batch, pos, d_vocab].
+
+        A mapping says at which tokens each edge is kept, [batch, pos].
+        """
 
         def see(node: Node, which: str, rest: Tensor, own: Added) -> Tensor:
             seen = rest
             for source in wiring.sources(node):
-                is_kept = Edge(source=source, target=node, input=which) in kept  # type: ignore[arg-type]
-                seen = seen + (own if is_kept else removed)[source]
+                edge = Edge(source=source, target=node, input=which)  # type: ignore[arg-type]
+                if isinstance(kept, Mapping):
+                    seen = seen + torch.where(kept[edge][..., None], own[source], removed[source])
+                else:
+                    seen = seen + (own if edge in kept else removed)[source]
             return seen
 
         return self._pass(batch, see)[1]
@@ -72,7 +90,7 @@ class EdgesByHand(Arithmetic):
                 second = self.norm(here + names.ln1)(seen)
             else:
                 second = seen if names.ln2 is None else self.norm(here + names.ln2)(seen)
-            raw = self.mlp(layer, second, lambda _point, value: value)
+            raw = self.mlp(layer, second, lambda point, value: self._kept_units(layer, point, value))
             new[node] = (raw if names.post2 is None else self.norm(here + names.post2)(raw)) * multiplier
         return own | new, after
 

@@ -8,10 +8,13 @@ from arithmetic_forward import in_double
 from engine.edges_by_hand import EdgesByHand
 from family_cases import FAMILIES, opened, rows
 from mechscope.engine.edge_runs.ablations import Resampled, mean_of, zero
+from mechscope.engine.edge_runs.batching import cut_batches
+from mechscope.engine.edge_runs.places import Places
 from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.interventions.metrics import LogitDifference
 from mechscope.models.inputs import TokenBatch
-from mechscope.vocabulary.errors import PairLengthMismatch, PointUnavailable, ShapeError
+from mechscope.models.wiring import wiring_of
+from mechscope.vocabulary.errors import InterventionMismatch, PairLengthMismatch, PointUnavailable, ShapeError
 from tiny_models import VOCABULARY
 
 IN_REACH = [name for name in FAMILIES if opened(name).binding.anatomy.attention.has_interface]
@@ -52,9 +55,11 @@ def difference_of(logits: torch.Tensor) -> torch.Tensor:
     return torch.stack([last[0, 3] - last[0, 4], last[1, 5] - last[1, 6]])
 
 
-def by_hand(name: str, runs: EdgeRuns, circuit: np.ndarray) -> torch.Tensor:
+def by_hand(
+    name: str, runs: EdgeRuns, circuit: np.ndarray, pair: tuple[TokenBatch, TokenBatch] | None = None
+) -> torch.Tensor:
     arithmetic = EdgesByHand(opened(name).hf)
-    clean, corrupt = twins()
+    clean, corrupt = pair or twins()
     kept = {edge for edge, is_kept in zip(runs.wiring.edges(), circuit, strict=True) if is_kept}
     removed = arithmetic.added_in(corrupt)
     if runs.ablation.how != "resample":
@@ -70,6 +75,116 @@ def test_circuits_equal_the_slow_forward_with_split_inputs(name):
     found = runs.measure(circuits)
     for circuit, values in zip(circuits, found, strict=True):
         assert (values - by_hand(name, runs, circuit)).abs().max() < TIGHT
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "llama", "olmo2", "gptj", "native"])
+def test_columns_that_twins_share_are_not_computed_and_nothing_changes(name):
+    clean, other = twins()
+    alike = torch.arange(9) < 5
+    pair = clean, TokenBatch(torch.where(alike, clean.ids, other.ids), clean.n_pad)
+    runs = EdgeRuns(opened(name), clean, metric=METRIC, ablation=Resampled(prompts=pair[1]))
+    assert [block.first_column for block in runs.blocks] == [5]
+    circuits = random_circuits(runs.wiring.n_edges)
+    for circuit, values in zip(circuits, runs.measure(circuits), strict=True):
+        assert (values - by_hand(name, runs, circuit, pair)).abs().max() < TIGHT
+    base = runs.state(circuits[1])
+    smaller = circuits[1:] & circuits[:1]
+    assert (runs.walk(smaller, base).values - runs.measure(smaller)).abs().max() < TIGHT
+    weights = torch.from_numpy(circuits).double()
+    assert (runs.measure_weighted(weights) - runs.measure(circuits)).abs().max() < TIGHT
+
+
+@pytest.mark.parametrize("how", ["resample", "mean"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "llama", "olmo2", "gptj", "native"])
+def test_edges_kept_span_by_span_equal_the_slow_forward(name, how):
+    spans = torch.tensor([0, 0, 1, 1, 1, 2, 2, 1, 2]).repeat(2, 1)
+    spans[1] = spans[1].roll(1)
+    runs = runs_of(name, how, spans=spans)
+    n = runs.wiring.n_edges
+    circuits = np.random.default_rng(0).random((2, 3, n)) < np.array([0.5, 0.9])[:, None, None]
+    clean, corrupt = twins()
+    arithmetic = EdgesByHand(opened(name).hf)
+    removed = arithmetic.added_in(corrupt)
+    if how == "mean":
+        values = runs.ablation.values.tensor
+        removed = {node: values[i].expand(2, 9, -1) for i, node in enumerate(runs.wiring.writers)}
+    for circuit, values in zip(circuits, runs.measure(circuits), strict=True):
+        at = {edge: torch.from_numpy(circuit[:, i])[spans] for i, edge in enumerate(runs.wiring.edges())}
+        assert (
+            values - difference_of(arithmetic.logits(clean, runs.wiring, at, removed))
+        ).abs().max() < TIGHT
+    # All spans alike is a circuit without spans, and a span's edges are not another's.
+    plain, alike = runs_of(name, how), circuits[:, :1].repeat(3, axis=1)
+    assert (runs.measure(alike) - plain.measure(circuits[:, 0])).abs().max() < TIGHT
+    assert (runs.measure(circuits[:, ::-1]) - runs.measure(circuits)).abs().max() > 1e-6
+    base = runs.state(circuits[1])
+    smaller = (circuits[1] & circuits[0])[None]
+    assert (runs.walk(smaller, base).values - runs.measure(smaller)).abs().max() < TIGHT
+
+
+@pytest.mark.parametrize("how", ["resample", "zero"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "llama", "opt", "gptj"])
+def test_removed_units_equal_the_slow_forward(name, how):
+    runs = runs_of(name, how, with_units=True)
+    d_mlp = runs.blocks[0].removed_units[0].shape[1]
+    circuits = random_circuits(runs.wiring.n_edges, 3)
+    units = np.random.default_rng(1).random((3, runs.wiring.n_layers, d_mlp)) < 0.5
+    units[2] = True
+    clean, corrupt = twins()
+    model, arithmetic = opened(name), EdgesByHand(opened(name).hf)
+    given = [arithmetic.run(corrupt.ids, corrupt.n_pad)[f"mlp_post.{i}"] for i in range(model.n_layers)]
+    found = runs.measure(circuits, units)
+    for circuit, kept, values in zip(circuits, units, found, strict=True):
+        slow = EdgesByHand(model.hf)
+        removed = slow.added_in(corrupt)
+        if how == "zero":
+            removed = {node: torch.zeros_like(value) for node, value in removed.items()}
+            given = [torch.zeros_like(value) for value in given]
+        slow.units = [(torch.from_numpy(kept[i]), given[i]) for i in range(model.n_layers)]
+        edges = {edge for edge, is_kept in zip(runs.wiring.edges(), circuit, strict=True) if is_kept}
+        assert (values - difference_of(slow.logits(clean, runs.wiring, edges, removed))).abs().max() < TIGHT
+    plain = runs_of(name, how)
+    assert (found[2] - plain.measure(circuits)[2]).abs().max() < TIGHT
+    assert (found[1] - plain.measure(circuits)[1]).abs().max() > 1e-6
+
+
+def test_units_without_a_value_or_of_another_width_are_refused():
+    with pytest.raises(InterventionMismatch, match="has no value"):
+        runs_of("gpt2", "mean", with_units=True)
+    runs = runs_of("gpt2", with_units=True)
+    with pytest.raises(ShapeError, match="not units"):
+        runs.measure([runs.every], np.ones((1, 2, 3), dtype=bool))
+    with pytest.raises(ShapeError, match="without units"):
+        plain = runs_of("gpt2")
+        plain.measure([plain.every], np.ones((1, 3, 3), dtype=bool))
+
+
+def test_spans_of_other_tokens_and_circuits_without_them_are_refused():
+    with pytest.raises(ShapeError, match="token by token"):
+        runs_of("gpt2", spans=torch.zeros(2, 4, dtype=torch.long))
+    runs = runs_of("gpt2", spans=torch.zeros(2, 9, dtype=torch.long))
+    with pytest.raises(ShapeError, match="not circuits of this model"):
+        runs.measure(np.ones((2, runs.wiring.n_edges), dtype=bool))
+
+
+def test_columns_that_differ_must_be_computed(monkeypatch):
+    monkeypatch.setattr(EdgeRuns, "_first_column", lambda _self, _rows, _read: 5)
+    runs = runs_of("gpt2")  # these twins differ from the first column on
+    circuit = random_circuits(runs.wiring.n_edges)[0]
+    assert (runs.measure([circuit])[0] - by_hand("gpt2", runs, circuit)).abs().max() > 1e-4
+
+
+def test_circuits_are_cut_into_batches_of_a_like_size_and_none_is_left_out():
+    wiring = wiring_of(opened("gpt2"))
+    places = Places(wiring, (False,) * wiring.n_layers)
+    whole = np.ones(wiring.n_edges, dtype=bool)
+    small = np.zeros_like(whole)
+    small[-1] = True
+    circuits = np.stack([small, small, whole, whole, whole])
+    cuts = cut_batches(places, circuits, most=2)
+    assert [index for at in cuts for index in range(at.start, at.stop)] == list(range(5))
+    assert cuts[:2] == [slice(0, 2), slice(2, 4)]
+    assert cut_batches(places, circuits, most=9)[0] == slice(0, 2)
 
 
 @pytest.mark.parametrize("name", IN_REACH)

@@ -1,7 +1,8 @@
 """A block of prompts made ready for edge runs, the values that removed edges carry, and a circuit's own state.
 
 What a reader sees is the ablated stream (all its edges removed) plus, over the edges kept, what each writer adds in
-this circuit less what it adds when removed. The last layer's writers are kept at the positions read only.
+this circuit less what it adds when removed. The last layer's writers are kept at the positions read only, and no
+column is computed before the first in which prompts and their twins differ: nothing there depends on the circuit.
 """
 
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ class Values:
     """What writers add, or differences of it.
 
     Args:
-        early: Writers before the last layer's, [writer, tokens, d_model].
+        early: Writers before the last layer's, [writer, live tokens, d_model].
         read: All writers at the positions read, [writer, reads, d_model].
     """
 
@@ -41,7 +42,7 @@ class State:
     """What a circuit computes in a block.
 
     Args:
-        edges: Its edges, [edge] truth values.
+        edges: Its edges, [edge] or [span, edge] truth values.
         own: What each writer adds in it less what it adds when removed; writers that the logits can't be reached
             from may hold another circuit's.
         differs: Writers for which that is not zero.
@@ -58,6 +59,26 @@ class State:
         return State(self.edges.copy(), self.own.clone(), self.differs.copy(), list(self.projections))
 
 
+@dataclass(frozen=True)
+class Spans:
+    """Parts of the prompts in which edges are kept or removed apart.
+
+    Args:
+        n: How many.
+        of_live: The span of each live token, [live tokens].
+        of_reads: The span of each token that the metric reads, [reads].
+    """
+
+    n: int
+    of_live: Tensor
+    of_reads: Tensor
+
+    def tokens(self, *, is_read: bool) -> list[Tensor]:
+        """Indices of each span's tokens, among the live ones or among those read."""
+        of = self.of_reads if is_read else self.of_live
+        return [(of == span).nonzero()[:, 0] for span in range(self.n)]
+
+
 @dataclass
 class Block:
     """Prompts ready for edge runs.
@@ -71,6 +92,11 @@ class Block:
         n_reads: Reads of each row.
         run: The prompts' own run.
         ablated: What removed edges carry.
+        first_column: Columns before it are alike in every circuit; tokens from it on are *live*.
+        spans: Where edges are kept apart; None for all tokens alike.
+        removed_units: Activations that removed units carry, a layer, [live tokens, d_mlp]; of the last layer
+            [reads, d_mlp]. Empty where runs are without units.
+        first: Projections of the first layer with its edges kept and removed, [reader, live tokens, d_head] each.
     """
 
     attention: Attention
@@ -81,12 +107,34 @@ class Block:
     n_reads: int
     run: Recorded
     ablated: Values
+    first_column: int = 0
+    spans: Spans | None = None
+    removed_units: list[Tensor] = field(default_factory=list)
+    first: tuple[Tensor, Tensor] | None = None
     _streams: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     _arguments: dict[tuple[int, int], Arguments] = field(default_factory=dict)
+    _constants: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def n_tokens(self) -> int:
-        return self.shape[0] * self.shape[1]
+        """Live tokens."""
+        return self.shape[0] * (self.shape[1] - self.first_column)
+
+    @property
+    def live_reads(self) -> Tensor:
+        """`reads` among the live tokens."""
+        rows = self.reads // self.shape[1]
+        return self.reads - (rows + 1) * self.first_column
+
+    def live(self, values: Tensor) -> Tensor:
+        """Values at the live tokens, [..., tokens, width] to [..., live tokens, width]."""
+        return live_of(values, self.shape, self.first_column)
+
+    def constant(self, layer: int) -> Tensor:
+        """What a layer's projections add beside their matrices, [reader, live tokens, d_head]."""
+        if layer not in self._constants:
+            self._constants[layer] = self.live(self.run.constants[layer])
+        return self._constants[layer]
 
     def stream(self, layer: int, which: str) -> Tensor:
         """What a reader sees with all its edges removed, [tokens or reads, d_model].
@@ -118,7 +166,7 @@ class Block:
         return self._arguments[layer, times]
 
     def with_ablated(self, ablated: Values) -> "Block":
-        """The same prompts with other values on removed edges."""
+        """The same prompts with other values on removed edges, at every token alike."""
         return Block(
             self.attention,
             self.layers,
@@ -138,15 +186,23 @@ class Block:
                 zeros) the projections are never read, since everything is computed anew from this state.
         """
         own = Values(torch.zeros_like(self.ablated.early), torch.zeros_like(self.ablated.read))
-        own.early[0] = self.run.embed - self.ablated.early[0]
-        own.read[0] = own.early[0][self.reads] if len(own.early) else self.run.embed[self.reads]
+        own.early[0] = self.live(self.run.embed) - self.ablated.early[0]
+        own.read[0] = self.run.embed[self.reads] - self.ablated.read[0]
         differs = np.zeros(self.places.n_writers, dtype=bool)
         differs[0] = True
-        edges = np.zeros(self.places.wiring.n_edges, dtype=bool)
+        n_edges = self.places.wiring.n_edges
+        edges = np.zeros(n_edges if self.spans is None else (self.spans.n, n_edges), dtype=bool)
         return State(edges, own, differs, list(projections))
 
 
-def values_of(run: Recorded, reads: Tensor) -> Values:
+def live_of(values: Tensor, shape: tuple[int, int], first_column: int) -> Tensor:
+    """Values from a column on, [..., tokens, width] to [..., live tokens, width]."""
+    if not first_column:
+        return values
+    return values.unflatten(-2, shape)[..., first_column:, :].flatten(-3, -2)
+
+
+def values_of(run: Recorded, reads: Tensor, shape: tuple[int, int], first_column: int) -> Values:
     """A run's writers as values."""
     writers: list[Tensor] = [run.embed[None]]
     for layer in range(len(run.heads) - 1):
@@ -154,7 +210,7 @@ def values_of(run: Recorded, reads: Tensor) -> Values:
         writers += [run.mlps[layer][None]] if run.mlps else []
     early = torch.cat(writers)
     late = [run.heads[-1][:, reads]] + ([run.mlps[-1][None, reads]] if run.mlps else [])
-    return Values(early, torch.cat([early[:, reads], *late]))
+    return Values(live_of(early, shape, first_column), torch.cat([early[:, reads], *late]))
 
 
 def constant_values(constants: Tensor, places: Places, n_tokens: int, n_reads: int) -> Values:

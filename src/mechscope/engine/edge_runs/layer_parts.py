@@ -153,9 +153,20 @@ class LayerParts:
             )
         return replace(final, module="")
 
-    def added_by_mlp(self, stream: Tensor) -> Tensor:
-        """What the MLP adds to the residual stream, [rows, tokens, d_model] to the same."""
-        return self.added_by_normed_mlp(self.normed_for_mlp(stream))
+    def added_by_mlp(self, stream: Tensor, units: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """What the MLP adds to the residual stream, [rows, tokens, d_model] to the same.
+
+        Args:
+            stream: What it reads.
+            units: From its units' activations to others, in whatever shape the down-projection reads them.
+        """
+        normed = self.normed_for_mlp(stream)
+        if units is None:
+            return self.added_by_normed_mlp(normed)
+        down = self.module("mlp_post")
+        forward = down.forward
+        with standing_in({down: lambda x: forward(units(x))}):
+            return self.added_by_normed_mlp(normed)
 
     def added_by_normed_mlp(self, normed: Tensor) -> Tensor:
         """`added_by_mlp` for a stream that the norm has been applied to."""

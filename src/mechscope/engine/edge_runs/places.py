@@ -5,6 +5,7 @@ circuit reaches, and from which the logits can be reached. All else keeps the ba
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -71,11 +72,16 @@ class Places:
         return slice(self.wiring.n_edges - self.n_writers, self.wiring.n_edges)
 
     def _start(self, layer: int) -> int:
-        before = 0
-        for index in range(layer):
-            before += self.n_readers * self.n_sources(index)
-            before += self.n_sources(index, mlp=True) * self.wiring.has_mlps
-        return before
+        return self._starts[layer]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """Where each layer's edges start."""
+        found = [0]
+        for index in range(self.wiring.n_layers):
+            readers = self.n_readers * self.n_sources(index)
+            found.append(found[-1] + readers + self.n_sources(index, mlp=True) * self.wiring.has_mlps)
+        return found
 
     def heads_read_by(self, readers: np.ndarray) -> np.ndarray:
         """Heads whose q, k or v is among the readers, as truth values, [head]."""
@@ -124,8 +130,15 @@ class Work:
     writers: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
-def work_of(places: Places, union: np.ndarray, changed: np.ndarray) -> Work:
-    """What circuits compute whose edges are within `union` and differ from the base circuit's in `changed`."""
+def work_of(places: Places, union: np.ndarray, changed: np.ndarray, mlps: np.ndarray | None = None) -> Work:
+    """What circuits compute whose edges are within `union` and differ from the base circuit's in `changed`.
+
+    Args:
+        places: Indices.
+        union: [edge] truth values.
+        changed: [edge] truth values.
+        mlps: Layers whose MLP differs from the base circuit's by itself, [layer] truth values.
+    """
     work, needed = Work(), places.needed(union)
     dirty = np.zeros(places.n_writers, dtype=bool)
     n_heads = places.wiring.n_heads
@@ -147,6 +160,7 @@ def work_of(places: Places, union: np.ndarray, changed: np.ndarray) -> Work:
         if places.wiring.has_mlps and needed[places.mlp(layer)]:
             at = places.mlp_edges(layer)
             mlp = bool(changed[at].any() or (union[at] & dirty[: at.stop - at.start]).any())
+            mlp |= mlps is not None and bool(mlps[layer])
             dirty[places.mlp(layer)] = mlp
         work.readers.append(np.flatnonzero(readers))
         work.heads.append(np.flatnonzero(heads))

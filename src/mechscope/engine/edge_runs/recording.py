@@ -32,7 +32,9 @@ class Recorded:
         mlps: What each layer's MLP adds, [tokens, d_model]; empty for attention-only models.
         rest: What attention adds beside its heads, a layer, [d_model]: an output bias, or zero.
         projections: Queries, keys and values as projected, a layer, [reader, tokens, d_head].
-        constants: What each projection adds beside its matrix (biases, positions), like `projections`.
+        constants: What each projection adds beside its matrix (biases, positions), like `projections`; empty if
+            it was not wanted.
+        units: Activations of each MLP's units, a layer, [tokens, d_mlp]; empty if they were not wanted.
         arguments: What each attention module was called with beside the stream.
     """
 
@@ -42,14 +44,26 @@ class Recorded:
     rest: list[Tensor] = field(default_factory=list)
     projections: list[Tensor] = field(default_factory=list)
     constants: list[Tensor] = field(default_factory=list)
+    units: list[Tensor] = field(default_factory=list)
     arguments: list[Arguments] = field(default_factory=list)
 
 
-def record_run(binding: Binding, layers: list[LayerParts], frame: Frame) -> Recorded:
-    """Run the prompts once and record them. The caller holds the model."""
+def record_run(
+    binding: Binding, layers: list[LayerParts], frame: Frame, *, constants: bool = True, units: bool = False
+) -> Recorded:
+    """Run the prompts once and record them. The caller holds the model.
+
+    Args:
+        binding: An open model.
+        layers: Its layers.
+        frame: Prompts.
+        constants: Also take apart what projections add beside their matrices.
+        units: Also keep the activations of MLPs' units.
+    """
     sites = [Site("resid_pre", 0)]
     sites += [Site(point, layer) for layer in range(binding.n_layers) for point in _POINTS]
     sites += [Site("mlp_out", part.index) for part in layers if part.has_mlp]
+    sites += [Site("mlp_post", part.index) for part in layers if part.has_mlp and units]
     arguments: list[Arguments] = []
     with torch.no_grad(), ExitStack() as stack:
         for module in binding.attentions:
@@ -62,11 +76,13 @@ def record_run(binding: Binding, layers: list[LayerParts], frame: Frame) -> Reco
         )
         found = Recorded(kept.tensors[Site("resid_pre", 0)].flatten(0, 1), arguments=arguments)
         for part in layers:
-            _keep_layer(found, part, kept)
+            _keep_layer(found, part, kept, constants)
+            if units and part.has_mlp:
+                found.units.append(kept.tensors[Site("mlp_post", part.index)].flatten(0, 1))
     return found
 
 
-def _keep_layer(found: Recorded, part: LayerParts, kept: Kept) -> None:
+def _keep_layer(found: Recorded, part: LayerParts, kept: Kept, constants: bool) -> None:
     def at(point: str) -> Tensor:
         return kept.tensors[Site(point, part.index)].flatten(0, 1)
 
@@ -76,13 +92,19 @@ def _keep_layer(found: Recorded, part: LayerParts, kept: Kept) -> None:
     if part.has_mlp:
         found.mlps.append(at("mlp_out"))
     projected = torch.cat([at(point) for point in ("q_proj", "k_proj", "v")], dim=1).transpose(0, 1)
-    linear = torch.einsum("td,rde->rte", at("attn_in"), part.projection)
     found.projections.append(projected.contiguous())
+    if constants:
+        found.constants.append(_beside_the_matrix(at("attn_in"), projected, part))
+
+
+def _beside_the_matrix(read: Tensor, projected: Tensor, part: LayerParts) -> Tensor:
+    """What projections add beside their matrices, [reader, tokens, d_head]."""
+    linear = torch.matmul(read, part.projection)
     constants = projected - linear
     # Rounding must not stand in for a bias that is not there: a post-norm would blow it up where all else is zero.
     noise = 1e4 * torch.finfo(linear.dtype).eps * linear.abs().amax((1, 2), keepdim=True)
     is_noise = constants.abs().amax((1, 2), keepdim=True) < noise
-    found.constants.append(constants.masked_fill(is_noise, 0.0))
+    return constants.masked_fill(is_noise, 0.0)
 
 
 def _recorder(arguments: list[Arguments]) -> Callable[..., None]:

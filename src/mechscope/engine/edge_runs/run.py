@@ -12,12 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechscope.engine.edge_runs.ablations import Constant, EdgeAblation, Resampled
-from mechscope.engine.edge_runs.block import Block, State, Values, constant_values, values_of
+from mechscope.engine.edge_runs.ablations import Constant, EdgeAblation
+from mechscope.engine.edge_runs.batching import cut_batches
+from mechscope.engine.edge_runs.block import Block, Spans, State, Values, constant_values, values_of
 from mechscope.engine.edge_runs.layer_parts import Attention, LayerParts
 from mechscope.engine.edge_runs.measuring import Measuring
 from mechscope.engine.edge_runs.places import Places
 from mechscope.engine.edge_runs.recording import Recorded, record_run
+from mechscope.engine.edge_runs.refusals import (
+    refuse_other_lengths,
+    refuse_other_tokens,
+    refuse_out_of_reach,
+    refuse_without_units,
+)
 from mechscope.engine.edge_runs.walk import Walk
 from mechscope.engine.naive import read_columns
 from mechscope.interventions.metrics import Metric
@@ -26,12 +33,12 @@ from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.models.resources import head_of
 from mechscope.models.wiring import wiring_of
-from mechscope.vocabulary.errors import PairLengthMismatch, PointUnavailable, ShapeError
+from mechscope.vocabulary.errors import ShapeError
 
 DEFAULT_MEMORY = {"cpu": 2**25, "cuda": 2**30}
 """Bytes of one batch by device. On a CPU larger batches leave the cache; fresh pages cost more than the products."""
 Edges = np.ndarray
-"""Which edges a circuit keeps, [edge] truth values in the order of `Wiring.edges`."""
+"""Which edges a circuit keeps, [edge] truth values in the order of `Wiring.edges`; with spans [span, edge]."""
 
 
 @dataclass
@@ -61,6 +68,9 @@ class EdgeRuns:
         tokens: Prompts; what writers add themselves is computed from them.
         metric: What is read, one answer a prompt.
         ablation: What removed edges carry.
+        spans: Number of each token's span, [row, column], from 0 on: edges are kept or removed span by span. None
+            keeps or removes them at every token.
+        with_units: Whether circuits may keep some units of an MLP and remove the others.
         memory: Budget in bytes for one batch of circuits; None suits the device.
 
     Raises:
@@ -77,9 +87,16 @@ class EdgeRuns:
         *,
         metric: Metric,
         ablation: EdgeAblation,
+        spans: Tensor | None = None,
+        with_units: bool = False,
         memory: int | None = None,
     ) -> None:
-        _refuse_out_of_reach(model)
+        refuse_out_of_reach(model)
+        refuse_other_tokens(tokens, spans)
+        if with_units:
+            refuse_without_units(model, ablation)
+        self.with_units = with_units
+        self.spans, self.n_spans = spans, 1 if spans is None else int(spans.max()) + 1
         self.model, self.tokens, self.metric, self.ablation = model, tokens, metric, ablation
         self.wiring = wiring_of(model)
         self.memory = memory or DEFAULT_MEMORY.get(model.device.type, DEFAULT_MEMORY["cuda"])
@@ -101,6 +118,8 @@ class EdgeRuns:
             self._starts = [
                 walk.state(0) for walk in self._walk(self.none[None], None, everything=True).walks
             ]
+        for block, start in zip(self.blocks, self._starts, strict=True):
+            block.first = (block.live(block.run.projections[0]), block.live(start.projections[0]))
 
     @property
     def n_rows(self) -> int:
@@ -110,12 +129,16 @@ class EdgeRuns:
     @property
     def every(self) -> Edges:
         """All edges."""
-        return np.ones(self.wiring.n_edges, dtype=bool)
+        return np.ones(self._shape, dtype=bool)
 
     @property
     def none(self) -> Edges:
         """No edge."""
-        return np.zeros(self.wiring.n_edges, dtype=bool)
+        return np.zeros(self._shape, dtype=bool)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (self.wiring.n_edges,) if self.spans is None else (self.n_spans, self.wiring.n_edges)
 
     @property
     def start(self) -> list[State]:
@@ -141,12 +164,23 @@ class EdgeRuns:
             finally:
                 self._is_open = False
 
-    def measure(self, circuits: Sequence[Edges] | np.ndarray) -> Tensor:
-        """The metric under circuits, [circuit, row], float64 on the CPU."""
+    def measure(self, circuits: Sequence[Edges] | np.ndarray, units: np.ndarray | None = None) -> Tensor:
+        """The metric under circuits, [circuit, row], float64 on the CPU.
+
+        Args:
+            circuits: Edges of each.
+            units: Units of each MLP that each circuit keeps, [circuit, layer, d_mlp] truth values; None keeps all. A
+                removed unit's activation is that of the run that removed edges' values are from, or zero.
+        """
         circuits = self._as_masks(circuits)
-        size = self.batch_size
-        parts = [self.walk(circuits[i : i + size]).values for i in range(0, len(circuits), size)]
-        return torch.cat(parts)
+        units = None if units is None else self._as_units(units, len(circuits))
+        anywhere = circuits if self.spans is None else circuits.any(1)
+        cuts = cut_batches(self._places, anywhere, most=self.batch_size)
+        parts = [
+            self._walk(circuits[at], None, everything=False, units=None if units is None else units[at])
+            for at in cuts
+        ]
+        return torch.cat([part.values for part in parts])
 
     def walk(self, circuits: np.ndarray, base: list[State] | None = None) -> Walked:
         """Circuits as differences from a base circuit that ran; the caller keeps to `batch_size`."""
@@ -194,21 +228,43 @@ class EdgeRuns:
 
     def _as_masks(self, circuits: Sequence[Edges] | np.ndarray) -> np.ndarray:
         masks = np.asarray(circuits, dtype=bool)
-        if masks.ndim != 2 or masks.shape[1] != self.wiring.n_edges:
+        if masks.shape[1:] != self._shape:
+            spans = "" if self.spans is None else f", and there are {self.n_spans} spans"
             raise ShapeError(
                 "These are not circuits of this model.",
                 got=f"edges of shape {list(masks.shape)}",
-                because=f"the model has {self.wiring.n_edges} edges",
-                instead="[circuit, edge] truth values in the order of Wiring.edges()",
+                because=f"the model has {self.wiring.n_edges} edges{spans}",
+                instead=f"[circuit, {'edge' if self.spans is None else 'span, edge'}] truth values in the order "
+                "of Wiring.edges()",
             )
         return masks
 
-    def _walk(self, circuits: np.ndarray, base: list[State] | None, *, everything: bool) -> Walked:
+    def _as_units(self, units: np.ndarray, n_circuits: int) -> np.ndarray:
+        wanted = (n_circuits, self.wiring.n_layers, *(t.shape[1] for t in self.blocks[0].removed_units[:1]))
+        if not self.with_units or units.shape != wanted:
+            raise ShapeError(
+                "These are not units of these circuits.",
+                got=f"shape {list(units.shape)}",
+                because=f"there are {n_circuits} circuits and {self.wiring.n_layers} layers"
+                if self.with_units
+                else "these runs are without units",
+                instead="[circuit, layer, d_mlp] truth values, and EdgeRuns(..., with_units=True)",
+            )
+        return units.astype(bool)
+
+    def _walk(
+        self,
+        circuits: np.ndarray,
+        base: list[State] | None,
+        *,
+        everything: bool,
+        units: np.ndarray | None = None,
+    ) -> Walked:
         starts = self._starts if base is None else base
         walks, values, residuals = [], [], []
         with torch.no_grad(), self.open():
             for block, state, measuring in zip(self.blocks, starts, self._measuring, strict=True):
-                walk = Walk(block, state, circuits, everything)
+                walk = Walk(block, state, circuits, everything, units)
                 residual = walk.run()
                 values.append(measuring.of(residual).double().cpu())
                 walks.append(walk)
@@ -221,10 +277,8 @@ class EdgeRuns:
         with torch.inference_mode(False), torch.enable_grad(), self.open():
             for block, state in zip(self.blocks, self._plain_starts, strict=True):
                 if constants is not None:
-                    reads = len(block.reads)
-                    block = block.with_ablated(
-                        constant_values(constants, self._places, block.n_tokens, reads)
-                    )
+                    n_tokens, reads = len(block.run.embed), len(block.reads)
+                    block = block.with_ablated(constant_values(constants, self._places, n_tokens, reads))
                     state = block.start(state.projections)
                 found.append(Walk(block, state, weights).run())
         return found
@@ -234,26 +288,32 @@ class EdgeRuns:
         vectors = 3 * self._places.n_writers + 4 * self._places.n_readers
         per_row = self.tokens.shape[1] * vectors * self.model.d_model * self.model.dtype.itemsize
         size = max(1, self.memory // (2 * per_row))
-        return [torch.arange(i, min(i + size, self.n_rows)) for i in range(0, self.n_rows, size)]
+        return list(torch.arange(self.n_rows).tensor_split(-(-self.n_rows // size)))
 
     def _prepare(self, rows: Tensor) -> None:
         binding = self.model.binding
         frame = Frame.of(self.tokens.select(rows.tolist()))
-        run = record_run(binding, self._layers, frame)
+        is_zero = self.with_units and isinstance(self.ablation, Constant)
+        run = record_run(binding, self._layers, frame, units=is_zero)
         columns = read_columns(frame, self.metric.reading().positions)
         width = frame.ids.shape[1]
         reads = (torch.arange(len(rows))[:, None] * width + columns).flatten().to(run.embed.device)
-        ablated, projections = self._ablated(rows, run, reads)
+        shape, first = (len(rows), width), self._first_column(rows, int(columns.min()))
+        ablated, projections, units = self._ablated(rows, run, (reads, shape, first))
         block = Block(
             self._attention,
             self._layers,
             self._places,
-            (len(rows), width),
+            shape,
             reads,
             columns.shape[1],
             run,
             ablated,
+            first,
+            self._spans_of(rows, reads, first),
         )
+        if units:
+            block.removed_units = [*(block.live(one) for one in units[:-1]), units[-1][reads]]
         run.heads, run.mlps = [], []  # only what the block needs is kept
         self.blocks.append(block)
         self.rows.append(rows)
@@ -261,33 +321,29 @@ class EdgeRuns:
         metric = self.metric.select(rows.tolist())
         self._measuring.append(Measuring(metric, len(rows), head_of(binding)))
 
-    def _ablated(self, rows: Tensor, run: Recorded, reads: Tensor) -> tuple[Values, list[Tensor]]:
-        """Values of removed edges, and the projections of the run that they are from."""
+    def _first_column(self, rows: Tensor, first_read: int) -> int:
+        """The first column that can depend on a circuit: prompts and twins are alike before it."""
+        if isinstance(self.ablation, Constant) or not self.model.binding.anatomy.is_causal:
+            return 0
+        refuse_other_lengths(self.tokens, self.ablation)
+        differs = self.tokens.ids[rows].ne(self.ablation.prompts.ids[rows]).any(0).cpu()
+        return min(first_read, int(differs.int().argmax())) if differs.any() else first_read
+
+    def _spans_of(self, rows: Tensor, reads: Tensor, first_column: int) -> Spans | None:
+        if self.spans is None:
+            return None
+        spans = self.spans[rows].to(reads.device)
+        return Spans(self.n_spans, spans[:, first_column:].flatten(), spans.flatten()[reads])
+
+    def _ablated(
+        self, rows: Tensor, run: Recorded, at: tuple[Tensor, tuple[int, int], int]
+    ) -> tuple[Values, list[Tensor], list[Tensor]]:
+        """Values of removed edges, the projections of the run that they are from, and its units' activations."""
         if isinstance(self.ablation, Constant):
             values = self.ablation.values.tensor.to(run.embed)
-            return constant_values(values, self._places, len(run.embed), len(reads)), run.projections
-        _refuse_other_lengths(self.tokens, self.ablation)
+            values = constant_values(values, self._places, len(run.embed), len(at[0]))
+            return values, run.projections, [torch.zeros_like(one) for one in run.units]
         frame = Frame.of(self.ablation.prompts.select(rows.tolist()))
-        other = record_run(self.model.binding, self._layers, frame)
-        return values_of(other, reads), other.projections
-
-
-def _refuse_out_of_reach(model: Model) -> None:
-    if not model.binding.anatomy.attention.has_interface:
-        raise PointUnavailable(
-            f"Edges into the heads of {model.binding.anatomy.family} are out of reach.",
-            got=type(model.hf).__name__,
-            because="its attention does not call the library's attention interface",
-            instead="a family that does (mechscope doctor MODEL), or head-level patching",
-        )
-
-
-def _refuse_other_lengths(tokens: TokenBatch, ablation: Resampled) -> None:
-    other = ablation.prompts
-    if tokens.shape != other.shape or not torch.equal(tokens.n_pad, other.n_pad):
-        raise PairLengthMismatch(
-            "The prompts that removed edges' values come from are of other lengths.",
-            got=f"{list(tokens.shape)} tokens and {list(other.shape)}",
-            because="values are taken from the same position of the twin prompt",
-            instead="pairs of equal lengths, or a mean ablation",
-        )
+        binding = self.model.binding
+        other = record_run(binding, self._layers, frame, constants=False, units=self.with_units)
+        return values_of(other, *at), other.projections, other.units

@@ -12,6 +12,7 @@ from mechscope.claims.predictions import Prediction, lowers
 from mechscope.claims.testing import DrawnControls
 from mechscope.data.units import as_units
 from mechscope.records.fingerprint import ModelFingerprint
+from mechscope.vocabulary.errors import BadClaim
 
 FINGERPRINT = ModelFingerprint(
     name="toy",
@@ -112,12 +113,22 @@ class ToyBench:
     def __init__(self, effects: dict[tuple[int, int], float] | None = None, *, drift: float = 0.0) -> None:
         self.effects = {(1, 2): 0.8, (2, 0): 0.8} if effects is None else effects
         self.drift = drift
+        self.shown: tuple[str, ...] = ()
         self.log: list[str] = []
 
     @property
     def fingerprint(self) -> ModelFingerprint:
         """Always the same toy."""
         return FINGERPRINT
+
+    def check(self, mechanism: Any, predictions: Any) -> None:
+        """Everything can be measured here, but steering along heads."""
+        if any(prediction.kind == "raises" for prediction in predictions):
+            raise BadClaim("only a direction can be steered along")
+
+    def families_for(self, mechanism: Any) -> tuple[str, ...]:
+        """One, and one more to be shown."""
+        return (FAMILY, *self.shown)
 
     def data_hash(self, behavior: Any, *, fresh_seed: int | None) -> str:
         """A name for the split."""
@@ -147,9 +158,12 @@ class ToyBench:
         return np.stack(rows)
 
     def draw_controls(
-        self, mechanism: Any, prediction: Prediction, *, family: str, n_draws: int, seed: int
+        self, mechanism: Any, behavior: Any, *, family: str, n_draws: int, seed: int
     ) -> DrawnControls:
-        """Other heads, in any layer."""
+        """Other heads, in any layer; a family that does not fit is refused."""
+        self.log.append(f"draw {family}")
+        if family not in self.families_for(mechanism):
+            raise BadClaim(f'no controls "{family}" for this mechanism')
         heads = {int(layer): tuple(some) for layer, some in mechanism.to_json()["heads"].items()}
         universe = {layer: tuple(range(4)) for layer in range(4)}
         drawn = draw_selections(heads, universe, n_draws=n_draws, seed=seed, name=family, anywhere=True)

@@ -1,15 +1,30 @@
 """The bench measures mechanisms as claims mean them, on the specimen whose mechanism is written down."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 import mechscope as ms
+from mechscope.claims import bench as bench_module
 from mechscope.claims.bench import EngineBench
-from mechscope.claims.control_families import best_family, draw_family
-from mechscope.claims.controls import SAME_LAYERS, SUBSPACES
+from mechscope.claims.control_families import best_family, draw_family, families_for
+from mechscope.claims.controls import (
+    ANY_LAYER,
+    DIRECTIONS,
+    FAMILIES,
+    OWN,
+    RIVALS,
+    SAME_LAYERS,
+    SHUFFLED,
+    SUBSPACES,
+)
 from mechscope.claims.evidence import HeldOut
-from mechscope.claims.mechanisms import Components, Direction, complement, mechanism_from_json
-from mechscope.claims.predictions import Prediction, lowers, needs, raises, recovers
+from mechscope.claims.mechanisms import Components, Direction, complement
+from mechscope.claims.neurons import Neurons
+from mechscope.claims.predictions import Prediction, lowers, needs, raises, recorded, recovers
+from mechscope.claims.saved_mechanisms import mechanism_from_json
+from mechscope.claims.testing import verify_claim
 from mechscope.specimens.induction import truth
 from mechscope.vocabulary.errors import BadClaim
 
@@ -121,8 +136,203 @@ def test_a_direction_is_measured_by_removing_and_adding_it(model, bench, behavio
     assert np.isfinite(up).all() and np.isfinite(down).all() and not np.allclose(up, down)
 
 
+def test_what_was_measured_once_is_shared_by_all_claims_on_a_bench(
+    model, behavior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = EngineBench(model)
+    split = shared.open_split(behavior, fresh_seed=None)
+    rivals = [Components(heads=((0, 2), (1, 3))), Components(heads=((0, 1), (1, 3)))]
+    first = shared.measure([TRUE, *rivals], lowers(0.5), behavior, split)
+    n_runs = [0]
+    run = bench_module.run_experiments
+
+    def counted(*args, **more):
+        n_runs[0] += len(args[1])
+        return run(*args, **more)
+
+    monkeypatch.setattr(bench_module, "run_experiments", counted)
+    again = shared.measure([*rivals, TRUE], lowers(0.2, unit="gap"), behavior, split)
+    assert n_runs == [0] and np.array_equal(again, first[[1, 2, 0]])
+    shared.measure([TRUE], lowers(0.2, how="zero"), behavior, split)
+    assert n_runs == [1], "another ablation value is another measurement"
+    reopened = shared.open_split(behavior, fresh_seed=None)
+    shared.measure([TRUE], lowers(0.5), behavior, reopened)
+    assert n_runs == [1 + 2], "the two baselines, and no control"
+
+
+def test_controls_do_not_depend_on_what_a_bench_did_before(model, behavior) -> None:
+    other = ms.behaviors.load("induction", model, n=120, seed=5)
+    draw = {"family": SUBSPACES, "n_draws": 1, "seed": 0}
+    used = EngineBench(model)
+    used.open_split(other, fresh_seed=None)
+    assert other.train.data_hash != behavior.train.data_hash
+    again, fresh = (b.draw_controls(TRUE, behavior, **draw).mechanisms for b in (used, EngineBench(model)))
+    assert again == fresh
+    assert used.draw_controls(TRUE, other, **draw).mechanisms != fresh
+
+
+def test_another_behaviour_of_the_recorded_name_is_refused_and_the_same_one_is_taken(model, behavior) -> None:
+    remembered = recorded(behavior)
+    other = ms.behaviors.load("induction", model, n=120, seed=5)
+    with pytest.raises(BadClaim, match="another"):
+        EngineBench(model, [other]).data_hash(remembered, fresh_seed=None)
+    assert EngineBench(model, [other, behavior]).data_hash(remembered, fresh_seed=None) == (
+        behavior.held_out.data_hash
+    )
+    assert EngineBench(model).data_hash(remembered, fresh_seed=None) == behavior.held_out.data_hash
+
+
+def test_one_set_of_prompts_under_two_metrics_is_two_measurements(model, behavior) -> None:
+    both = EngineBench(model)
+    accuracy = behavior.metric_as("accuracy")
+    splits = [both.open_split(entry, fresh_seed=None) for entry in (behavior, accuracy)]
+    assert splits[0].data_hash == splits[1].data_hash
+    after = [
+        both.measure([TRUE], lowers(0.5, how="zero"), entry, split)[0]
+        for entry, split in zip((behavior, accuracy), splits, strict=True)
+    ]
+    assert set(after[1]) <= {0.0, 1.0} and not set(after[0]) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "bounds"),
+    [
+        ("logit_difference", (-np.inf, np.inf)),
+        ("log_probability", (-np.inf, 0.0)),
+        ("probability_difference", (-1.0, 1.0)),
+        ("accuracy", (0.0, 1.0)),
+        ("rank", (0.0, np.inf)),
+    ],
+)
+def test_a_splits_bounds_are_its_metrics(model, behavior, kind: str, bounds: tuple[float, float]) -> None:
+    split = EngineBench(model).open_split(behavior.metric_as(kind), fresh_seed=None)
+    assert split.bounds == bounds
+    assert bounds[0] <= split.clean.min() and split.clean.max() <= bounds[1]
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "prediction"),
+    [
+        (Components(mlps=(0,)), lowers(0.5)),
+        (Components(heads=((7, 0),)), lowers(0.5)),
+        (Components(heads=((1, 99),)), needs(0.5)),
+        (Direction("resid_post.1", (1.0,) * 4), lowers(0.5)),
+        (TRUE, raises(1.0)),
+        (Direction("resid_post.1", (1.0,) * 4), needs(0.5)),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_the_split_is_opened(
+    model, behavior, tmp_path, mechanism, prediction: Prediction
+) -> None:
+    claim = ms.Claim(
+        "x",
+        behavior=behavior,
+        mechanism=mechanism,
+        predictions=[prediction],
+        controls=DIRECTIONS if isinstance(mechanism, Direction) else SAME_LAYERS,
+    )
+    with pytest.raises(ms.MechscopeError):
+        claim.test(model, ledger=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_direction_of_means_is_the_difference_by_hand_and_remembers_its_estimate(model, behavior) -> None:
+    direction = Direction.mean_difference(model, behavior, site="resid_post.0")
+    sides = [
+        model.run(side, capture=["resid_post.0"])["resid_post.0"][:, -1].double().mean(0)
+        for side in (behavior.clean, behavior.corrupt)
+    ]
+    assert np.allclose(direction.vector, (sides[0] - sides[1]).numpy(), atol=1e-6)
+    assert direction.to_json()["estimate"] == "mean difference"
+    assert "estimate" not in Direction("resid_post.0", (1.0,)).to_json()
+
+
+def test_shuffled_re_estimates_have_its_norm_and_not_its_direction(model, behavior) -> None:
+    direction = Direction.mean_difference(model, behavior, site="resid_post.1")
+    draws = [
+        EngineBench(model).draw_controls(direction, behavior, family=SHUFFLED, n_draws=n, seed=3).mechanisms
+        for n in (40, 5)
+    ]
+    assert draws[0][:5] == draws[1]
+    found, truth_ = np.array([m.vector for m in draws[0]]), np.array(direction.vector)
+    norms = np.linalg.norm(found, axis=1)
+    assert np.allclose(norms, np.linalg.norm(truth_))
+    cosines = np.abs(found @ truth_) / norms / np.linalg.norm(truth_)
+    assert np.median(cosines) < 0.5
+    plain = Direction(direction.site, direction.vector)
+    with pytest.raises(BadClaim, match="no controls"):
+        EngineBench(model).draw_controls(plain, behavior, family=SHUFFLED, n_draws=5, seed=3)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A mechanism of a user's own: coordinates of the residual stream at each prompt's last token."""
+
+    layer: int
+    units: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"coordinates {self.units} of resid_post.{self.layer}"
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return (f"resid_post.{self.layer}",)
+
+    def to_json(self) -> dict:
+        return {"kind": "stream", "layer": self.layer, "units": list(self.units)}
+
+    def ablation(self, how: str, reference) -> list:
+        return [ms.ablate(self.sites[0], how, reference=reference, positions=-1).only(units=list(self.units))]
+
+    def isolation(self, donor, size) -> list:
+        raise NotImplementedError
+
+    def without_each(self) -> tuple["Stream", ...]:
+        return ()
+
+    def rivals(self, *, n_draws: int, seed: int) -> list["Stream"]:
+        rest = [unit for unit in range(40) if unit not in self.units]
+        rng = [np.random.default_rng([seed, i]) for i in range(n_draws)]
+        return [
+            Stream(self.layer, tuple(sorted(r.choice(rest, len(self.units), replace=False).tolist())))
+            for r in rng
+        ]
+
+
+def test_a_mechanism_of_ones_own_is_claimed_against_its_own_rivals(model) -> None:
+    mine, behavior = Stream(0, (1, 2)), ms.behaviors.load("induction", model, n=12)
+    claim = ms.Claim(
+        "x", behavior=behavior, mechanism=mine, predictions=[lowers(9.0, how="zero")], controls=OWN
+    )
+    record = claim.examine(model)
+    (result,) = record.verdict.predictions
+    assert result.controls is not None and result.effect is not None
+    assert (result.controls.n_drawn, result.controls.family, result.controls.p is None) == (199, OWN, False)
+    assert verify_claim(record, EngineBench(model, [behavior]), mechanism=mine, exact=True) == []
+
+
+def test_every_family_that_is_offered_for_a_mechanism_can_be_drawn(model, behavior) -> None:
+    kinds = (TRUE, Direction.mean_difference(model, behavior, site="resid_post.1"))
+    for mechanism in kinds:
+        for family in families_for(mechanism):
+            drawn = EngineBench(model).draw_controls(mechanism, behavior, family=family, n_draws=2, seed=0)
+            assert len(drawn.mechanisms) >= 2, family
+    assert {SAME_LAYERS, ANY_LAYER, SUBSPACES, DIRECTIONS, SHUFFLED, RIVALS, OWN} == set(FAMILIES)
+    assert {family for mechanism in kinds for family in families_for(mechanism)} == {*FAMILIES} - {
+        RIVALS,
+        OWN,
+    }
+
+
 def test_mechanisms_come_back_from_their_json() -> None:
-    for mechanism in (TRUE, Components(mlps=(1,)), Direction("resid_post.1", (1.0, 2.0), "mood")):
+    for mechanism in (
+        TRUE,
+        Components(mlps=(1,)),
+        Neurons(((0, 3), (1, 17))),
+        Direction("resid_post.1", (1.0, 2.0), "mood"),
+        Direction("resid_post.1", (1.0, 2.0), "mood", -1),
+    ):
         assert mechanism_from_json(mechanism.to_json()) == mechanism
 
 

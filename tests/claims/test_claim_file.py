@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from claim_tables import FINGERPRINT, ToyBehavior, ToyBench, ToyMechanism, toy_claim
+from mechscope.claims import rule
 from mechscope.claims.claim_file import ClaimRecord, refuse_unless_consistent
 from mechscope.claims.evidence import HeldOut
 from mechscope.claims.ledger import Ledger
-from mechscope.claims.predictions import lowers, recovers, spares
+from mechscope.claims.predictions import lowers, raises, recovers, spares
 from mechscope.claims.testing import test_claim as run_claim
 from mechscope.claims.testing import verify_claim
 from mechscope.claims.verdict import Estimate
@@ -19,7 +20,7 @@ from mechscope.claims.verification import compare_records, refuse_unless_reprodu
 from mechscope.data.intervals import Interval
 from mechscope.records.canonical import hash_json
 from mechscope.records.files import open_json, save_json
-from mechscope.vocabulary.errors import BadFile, ClaimEdited, NotReproduced, UnsafeFile
+from mechscope.vocabulary.errors import BadClaim, BadFile, ClaimEdited, NotReproduced, UnsafeFile
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +161,66 @@ def test_each_split_is_opened_once_however_many_predictions_read_it():
     bench = ToyBench()
     other = ToyBehavior("other")
     run_claim(toy_claim(lowers(1.0), recovers(0.4), spares(other, 0.2), spares(other, 0.3)), bench)
-    assert bench.log == ["open toy-ioi", "open other"]
+    assert [entry for entry in bench.log if entry.startswith("open")] == ["open toy-ioi", "open other"]
+
+
+def test_controls_are_drawn_before_anything_held_out_is_read():
+    bench = ToyBench()
+    run_claim(toy_claim(lowers(1.0), recovers(0.4), spares(ToyBehavior("other"), 0.2)), bench)
+    steps = [entry.split()[0] for entry in bench.log]
+    assert steps == sorted(steps) and set(steps) == {"draw", "open"}
+    assert steps.count("draw") == 1, "all predictions are held against the same controls"
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [toy_claim(controls="random subspaces"), toy_claim(lowers(1.0), raises(1.0))],
+    ids=["family", "kind"],
+)
+def test_a_claim_that_cannot_be_measured_costs_no_opening(claim, tmp_path: Path):
+    bench, ledger = ToyBench(), Ledger(tmp_path)
+    with pytest.raises(BadClaim):
+        run_claim(claim, bench, ledger=ledger)
+    assert not any(entry.startswith("open") for entry in bench.log) and ledger.entries() == []
+
+
+def test_two_behaviours_of_one_name_are_two_splits():
+    bench = ToyBench()
+    run_claim(toy_claim(lowers(1.0), spares(ToyBehavior(settings={"n": 120, "seed": 9}), 0.2)), bench)
+    assert bench.log.count("open toy-ioi") == 2
+
+
+def test_other_families_are_shown_as_ranks_kept_in_the_file_and_verified(tmp_path: Path):
+    bench = ToyBench()
+    bench.shown = ("random subspaces",)
+    found = run_claim(toy_claim(lowers(1.0)), bench)
+    (shown,) = found.verdict.predictions[0].others
+    assert (shown.family, shown.rank, shown.p) == ("random subspaces", "1st of 20", None)
+    assert shown.shortfall == rule.NOT_NAMED
+    assert any("1st of 20 among random subspaces" in note for note in found.verdict.notes)
+    found.save(tmp_path / "a.json")
+    again = ClaimRecord.load(tmp_path / "a.json")
+    assert again.verdict == found.verdict and again.rejudged() == found.verdict
+    assert verify_claim(again, bench, exact=True) == []
+    differences = verify_claim(again, ToyBench())
+    assert any("other families" in difference.what for difference in differences)
+
+
+def test_without_a_ledger_the_verdict_says_that_nobody_counts(record: ClaimRecord, tmp_path: Path):
+    assert any("no ledger was kept" in note for note in record.verdict.notes)
+    counted = run_claim(toy_claim(lowers(1.0)), ToyBench(), ledger=Ledger(tmp_path))
+    assert not any("no ledger" in note for note in counted.verdict.notes)
+
+
+def test_exactness_is_asked_of_corrupt_prompts_too(record: ClaimRecord):
+    assert record.held_out.corrupt is not None
+    moved = replace(record.held_out, corrupt=record.held_out.corrupt + 1e-13)
+    evidence = tuple(
+        replace(entry, held_out=moved) if entry.held_out is record.held_out else entry
+        for entry in record.evidence
+    )
+    found = compare_records(record, replace(record, held_out=moved, evidence=evidence), exact=True)
+    assert any("corrupt" in difference.what for difference in found)
 
 
 def test_a_claim_file_verifies_and_verifying_does_not_count(record: ClaimRecord, tmp_path: Path):

@@ -159,6 +159,21 @@ def test_a_small_family_is_shown_as_a_rank_and_has_no_p():
     assert (controls.rank, controls.p, controls.margin) == ("1st of 9", None, None)
 
 
+def test_a_family_that_the_claim_does_not_name_is_a_rank_and_changes_nothing_else():
+    data = split()
+    alone = measured(lowers(1.0), data, 1.5)
+    stronger = measured(lowers(1.0), data, 1.5, control_effect=9.0, n_controls=19).controls
+    assert stronger is not None
+    beside = replace(alone, others=(replace(stronger, family="random subspaces"),))
+    without, found = verdict(data, alone), verdict(data, beside)
+    (shown,) = found.predictions[0].others
+    assert (shown.rank, shown.p, shown.margin) == ("20th of 20", None, None)
+    assert replace(found.predictions[0], others=()) == without.predictions[0]
+    assert found.outcome == "supported"
+    assert any("20th of 20 among random subspaces" in note for note in found.notes)
+    assert Verdict.from_json(from_plain(to_plain(found.to_json()))) == found
+
+
 def test_a_small_family_cannot_refute_by_specificity_but_size_still_can():
     data = split()
     strong = measured(lowers(1.0), data, 1.5, n_controls=8, n_members=8.0, control_effect=9.0)

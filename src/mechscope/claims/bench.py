@@ -1,10 +1,12 @@
 """The bench: an open model and its engine, as testing a claim needs them.
 
 Held-out prompts are read here and nowhere else in a test. Runs that do not depend on the mechanism (baselines,
-reference means, donor runs) are done once and shared by the mechanism and all of its controls.
+reference means, donor runs) are done once and shared by the mechanism and all of its controls, and what was measured
+of a mechanism on a split is kept: claims that are tested on one bench share their controls.
+Refuses another behaviour of the name that a claim recorded.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,10 +14,11 @@ from jaxtyping import Float
 
 from mechscope.behaviors.rebuilding import rebuild_behavior
 from mechscope.circuits.circuit import Circuit
-from mechscope.claims.circuit_claims import measure_circuits
-from mechscope.claims.control_families import draw_family
+from mechscope.claims.circuit_claims import measure_circuits, refuse_unless_of_edges
+from mechscope.claims.control_families import draw_family, families_for, refuse_outside
 from mechscope.claims.evidence import HeldOut
-from mechscope.claims.mechanisms import Direction, MeasurableMechanism, ModelSize
+from mechscope.claims.mechanisms import Components, Direction, MeasurableMechanism, ModelSize
+from mechscope.claims.neurons import Neurons
 from mechscope.claims.predictions import Prediction, RecordedBehavior
 from mechscope.claims.testing import DrawnControls
 from mechscope.data.units import units_of
@@ -26,6 +29,7 @@ from mechscope.interventions.metrics import Metric
 from mechscope.models.cache import Cache
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
+from mechscope.records.canonical import canonical_json
 from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.vocabulary.errors import BadClaim
 from mechscope.vocabulary.protocols import Write
@@ -33,7 +37,13 @@ from mechscope.vocabulary.protocols import Write
 N_REFERENCE = 200
 """Train prompts whose activations set mean and resample ablations."""
 
-BOUNDS = {"accuracy": (0.0, 1.0), "probability_difference": (-1.0, 1.0)}
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "probability_difference": (-1.0, 1.0),
+    "log_probability": (-np.inf, 0.0),
+    "rank": (0.0, np.inf),
+}
+"""Lowest and highest value of a metric: a baseline at one of them leaves no room to see a change."""
 
 
 @runtime_checkable
@@ -55,28 +65,48 @@ class EngineBench:
 
     Args:
         model: An open model.
-        behaviors: Behaviours by name, for predictions that name another one.
+        behaviors: Behaviours that the claim or its predictions recorded, with their prompts.
         progress: Told what is being measured, with rows done and rows in all.
     """
 
     def __init__(
         self,
         model: Model,
-        behaviors: Mapping[str, Any] | None = None,
+        behaviors: Mapping[str, Any] | Sequence[Any] = (),
         *,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self._model = model
-        self._behaviors = dict(behaviors or {})
+        given = behaviors.values() if isinstance(behaviors, Mapping) else behaviors
+        self._behaviors = {_prompts_of(behavior): behavior for behavior in given}
+        self._given = {behavior.name for behavior in given}
         self._progress = progress
         self._splits: dict[tuple[str, int | None], PairedSplit] = {}
-        self._by_hash: dict[str, PairedSplit] = {}
-        self._corrupt_runs: dict[str, Cache] = {}
+        self._opened: list[tuple[HeldOut, PairedSplit]] = []
+        self._corrupt_runs: dict[tuple[str, tuple[str, ...]], Cache] = {}
+        self._measured: dict[tuple[Hashable, ...], np.ndarray] = {}
 
     @property
     def fingerprint(self) -> ModelFingerprint:
         """Which model."""
         return self._model.fingerprint
+
+    def check(self, mechanism: Any, predictions: Sequence[Prediction]) -> None:
+        """Refuse a site that the model lacks, steering along what has no direction, parts of what has none."""
+        if isinstance(mechanism, Circuit):
+            mechanism.refuse_unless_of(self._model)
+            for prediction in predictions:
+                refuse_unless_of_edges(prediction)
+            return
+        for site in mechanism.sites:
+            self._model.binding.site(site)
+        if isinstance(mechanism, Components | Neurons):
+            refuse_outside(self._model, mechanism)
+        for prediction in predictions:
+            if prediction.kind == "raises":
+                _steering(mechanism, prediction.dose)
+            if prediction.kind == "needs" and not mechanism.without_each():
+                raise _no_parts(mechanism)
 
     def data_hash(self, behavior: Any, *, fresh_seed: int | None) -> str:
         """Hash of the prompts that would be read; no model is run."""
@@ -85,12 +115,11 @@ class EngineBench:
     def open_split(self, behavior: Any, *, fresh_seed: int | None) -> HeldOut:
         """Read the held-out prompts and measure them without intervention."""
         split = self._split(behavior, fresh_seed)
-        self._by_hash[split.data_hash] = split
         clean, corrupt = run_experiments(
             self._model,
             [Experiment(inputs=inputs, metric=split.metric) for inputs in (split.clean, split.corrupt)],
         ).values
-        return HeldOut(
+        held_out = HeldOut(
             data_hash=split.data_hash,
             clean=clean.numpy(),
             corrupt=corrupt.numpy(),
@@ -98,21 +127,48 @@ class EngineBench:
             bounds=BOUNDS.get(split.metric.kind, (-np.inf, np.inf)),
             strata=tuple(split.templates),
         )
+        self._opened.append((held_out, split))
+        return held_out
 
     def measure(
         self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, held_out: HeldOut
     ) -> Float[np.ndarray, "mechanism prompt"]:
         """The metric on every held-out prompt under the prediction's intervention, by each mechanism."""
-        split = self._by_hash[held_out.data_hash]
-        if isinstance(mechanisms[0], Circuit):
+        split = self._behind(held_out)
+        if prediction.kind == "needs" and isinstance(mechanisms[0], Circuit):  # drops, not what is left alone
             return measure_circuits(self._model, mechanisms, prediction, split)
         if prediction.kind == "needs":
             return np.stack([self._least_needed(m, prediction, behavior, split) for m in mechanisms])
         return self._after(mechanisms, prediction, behavior, split)
 
+    def _behind(self, held_out: HeldOut) -> PairedSplit:
+        for opened, split in self._opened:
+            if opened is held_out:
+                return split
+        raise BadClaim(
+            "a split that this bench did not open",
+            got=held_out.data_hash[:12],
+            because="it holds no prompts for it",
+            instead="what bench.open_split(...) returned",
+        )
+
     def _after(
         self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, split: PairedSplit
     ) -> Float[np.ndarray, "mechanism prompt"]:
+        """As measured before, or measured now: one mechanism under one intervention on one split is run once."""
+        done = (id(split), *_intervention(prediction))
+        keys = [(*done, canonical_json(mechanism.to_json())) for mechanism in mechanisms]
+        missing = {key: m for key, m in zip(keys, mechanisms, strict=True) if key not in self._measured}
+        if missing:
+            found = self._run(list(missing.values()), prediction, behavior, split)
+            self._measured.update(zip(missing, found, strict=True))
+        return np.stack([self._measured[key] for key in keys])
+
+    def _run(
+        self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, split: PairedSplit
+    ) -> Float[np.ndarray, "mechanism prompt"]:
+        if isinstance(mechanisms[0], Circuit):
+            return measure_circuits(self._model, mechanisms, prediction, split)
         writes = self._writers(mechanisms, prediction, behavior, split)
         experiments = [
             Experiment(inputs=split.clean, writes=tuple(writes(m)), metric=split.metric, name=m.name)
@@ -127,24 +183,29 @@ class EngineBench:
         """The drop of what is recovered alone when the part that matters least is left out."""
         smaller = list(mechanism.without_each())
         if not smaller:
-            raise BadClaim(
-                "this mechanism has no parts to leave out",
-                got=mechanism.name,
-                because="needs(...) asks whether each part is needed",
-                instead="lowers(...) and recovers(...)",
-            )
+            raise _no_parts(mechanism)
         after = self._after([mechanism, *smaller], prediction, behavior, split)
         drops = after[0] - after[1:]
         return drops[int(np.argmin(drops.mean(axis=1)))]
 
     def draw_controls(
-        self, mechanism: Any, prediction: Prediction, *, family: str, n_draws: int, seed: int
+        self, mechanism: Any, behavior: Any, *, family: str, n_draws: int, seed: int
     ) -> DrawnControls:
-        """Members of a control family; see `control_families`."""
-        del prediction  # every prediction of a claim is held against the same controls
+        """Members of a control family; see `control_families`. Every prediction is held against the same."""
+        train = self._live(behavior).train
         return draw_family(
-            self._model, mechanism, reference=self._reference(), family=family, n_draws=n_draws, seed=seed
+            self._model,
+            mechanism,
+            reference=self._train_prompts(behavior),
+            corrupt=train.corrupt.select(range(min(N_REFERENCE, len(train.corrupt)))),
+            family=family,
+            n_draws=n_draws,
+            seed=seed,
         )
+
+    def families_for(self, mechanism: Any) -> Sequence[str]:
+        """All families that `draw_controls` can draw for this mechanism."""
+        return families_for(mechanism)
 
     def _writers(
         self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, split: PairedSplit
@@ -152,7 +213,9 @@ class EngineBench:
         if prediction.kind == "raises":
             return lambda m: _steering(m, prediction.dose)
         if prediction.kind in ("recovers", "needs"):
-            everything = self._everything(split)
+            everything = self._everything(
+                split, ("mlp_post",) if _are_neurons(mechanisms) else ("z", "mlp_out")
+            )
             size = ModelSize(self._model.n_layers, self._model.n_heads)
             return lambda m: m.isolation(everything, size)
         if prediction.how == "corrupt":
@@ -165,40 +228,77 @@ class EngineBench:
         sites = sorted({site for mechanism in mechanisms for site in mechanism.sites})
         return self._model.run(inputs, capture=sites).cache
 
-    def _everything(self, split: PairedSplit) -> Cache:
-        """The corrupt run's heads and MLPs, once per split."""
-        if split.data_hash not in self._corrupt_runs:
-            points = {"z", "mlp_out"} & {site.point for site in self._model.binding.formed}
-            run = self._model.run(split.corrupt, capture=[f"{point}.*" for point in sorted(points)])
-            self._corrupt_runs[split.data_hash] = run.cache
-        return self._corrupt_runs[split.data_hash]
+    def _everything(self, split: PairedSplit, points: tuple[str, ...]) -> Cache:
+        """The corrupt run's heads and MLPs, or its neurons, once per split."""
+        key = (split.data_hash, points)
+        if key not in self._corrupt_runs:
+            formed = {site.point for site in self._model.binding.formed}
+            wanted = [f"{point}.*" for point in points if point in formed]
+            self._corrupt_runs[key] = self._model.run(split.corrupt, capture=wanted).cache
+        return self._corrupt_runs[key]
 
     def _train_prompts(self, behavior: Any) -> TokenBatch:
         train = self._live(behavior).train
         n = min(N_REFERENCE, len(train.clean))
         return train.clean.select(range(n))
 
-    def _reference(self) -> TokenBatch:
-        name = next(iter(self._splits))[0]
-        return self._train_prompts(self._behaviors[name])
-
     def _split(self, behavior: Any, fresh_seed: int | None) -> PairedSplit:
-        key = (behavior.name, fresh_seed)
+        key = (_prompts_of(behavior), fresh_seed)
         if key not in self._splits:
             live = self._live(behavior)
             self._splits[key] = live.held_out if fresh_seed is None else live.redraw(fresh_seed).held_out
         return self._splits[key]
 
     def _live(self, behavior: Any) -> Any:
+        prompts = _prompts_of(behavior)
         if not isinstance(behavior, RecordedBehavior):
-            self._behaviors.setdefault(behavior.name, behavior)
-        if behavior.name not in self._behaviors:  # a claim or circuit remembers a recipe, not the prompts
-            self._behaviors[behavior.name] = rebuild_behavior(behavior.recipe(), self._model)
-        return self._behaviors[behavior.name]
+            self._behaviors.setdefault(prompts, behavior)
+        if prompts not in self._behaviors:  # a claim or circuit remembers a recipe, not the prompts
+            self._refuse_namesakes(behavior)
+            self._behaviors[prompts] = rebuild_behavior(behavior.recipe(), self._model)
+        return self._behaviors[prompts]
+
+    def _refuse_namesakes(self, behavior: RecordedBehavior) -> None:
+        if behavior.name in self._given:
+            raise BadClaim(
+                f'another "{behavior.name}" than the claim was frozen about',
+                got="prompts, answers or a metric that differ from its recipe",
+                because="a claim says on which data it is tested, and these are others",
+                instead="the behaviour as it was, or a new claim about this one",
+            )
 
     def _told(self, what: str) -> Callable[[int, int], None] | None:
         tell = self._progress
         return None if tell is None else lambda done, total: tell(what, done, total)
+
+
+def _prompts_of(behavior: Any) -> str:
+    """What makes two behaviours the same: name, metric, and the hashes of their prompts and labels."""
+    recipe = behavior.recipe()
+    hashes = {
+        name: [split["data_sha256"], split["labels_sha256"]] for name, split in recipe["splits"].items()
+    }
+    return canonical_json({"name": behavior.name, "metric": recipe["metric"], "splits": hashes})
+
+
+def _intervention(prediction: Prediction) -> tuple[Hashable, ...]:
+    """What is done to the model, whatever size is predicted of it."""
+    if prediction.kind in ("recovers", "needs"):
+        return ("alone",)
+    return ("along", prediction.dose) if prediction.kind == "raises" else ("without", prediction.how)
+
+
+def _are_neurons(mechanisms: Sequence[Any]) -> bool:
+    return isinstance(mechanisms[0], Neurons)
+
+
+def _no_parts(mechanism: Any) -> BadClaim:
+    return BadClaim(
+        "this mechanism has no parts to leave out",
+        got=mechanism.name,
+        because="needs(...) asks whether each part is needed",
+        instead="lowers(...) and recovers(...)",
+    )
 
 
 def _steering(mechanism: Any, dose: float) -> Sequence[Write]:

@@ -20,6 +20,9 @@ from mechscope.vocabulary.errors import BadClaim, NotEnoughEvidence
 RECOVERS, LOWERS = 0.8, 0.5
 """Fractions of the gap that a claim about a circuit predicts unless told otherwise."""
 
+OF_EDGES = {"corrupt": "resample", "mean": "mean", "zero": "zero"}
+"""What removed edges carry, by the ablation value of a prediction."""
+
 
 def circuit_predictions() -> list[Prediction]:
     """Alone it recovers most of the gap, and without it at least half of the gap is lost."""
@@ -51,6 +54,7 @@ def measure_circuits(
     Raises:
         BadClaim: a prediction that edges have no meaning for.
     """
+    refuse_unless_of_edges(prediction)
     for circuit in circuits:
         circuit.refuse_unless_of(model)
     kept = np.stack([circuit.kept for circuit in circuits])
@@ -59,15 +63,25 @@ def measure_circuits(
         if prediction.kind == "needs":
             return np.stack([_least_needed(runs, mask) for mask in kept])
         return runs.measure(kept)
-    ablation = {"corrupt": "resample", "mean": "mean", "zero": "zero"}.get(prediction.how)
-    if prediction.kind not in ("lowers", "spares") or ablation is None:
+    ablation: Any = OF_EDGES[prediction.how]
+    return CircuitRuns(model, split, Conventions(ablation=ablation)).measure(~kept)
+
+
+def refuse_unless_of_edges(prediction: Prediction) -> None:
+    """Refuse a prediction that edges have no meaning for.
+
+    Raises:
+        BadClaim: steering, or a value that removed edges can't carry.
+    """
+    if prediction.kind in ("recovers", "needs"):
+        return
+    if prediction.kind not in ("lowers", "spares") or prediction.how not in OF_EDGES:
         raise BadClaim(
             f"{prediction.kind} by {prediction.how} can't be predicted of a circuit",
             got=str(prediction),
             because="edges are removed by the corrupt value, a mean or zero, and can't be steered along",
             instead='recovers(0.8), lowers(0.5, unit="gap", how="corrupt")',
         )
-    return CircuitRuns(model, split, Conventions(ablation=ablation)).measure(~kept)  # pyright: ignore
 
 
 def draw_rivals(circuit: Circuit, *, n_draws: int, seed: int) -> list[Circuit]:

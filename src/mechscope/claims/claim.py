@@ -161,7 +161,7 @@ class Claim:
         from mechscope.claims.ledger import Ledger
         from mechscope.claims.testing import test_claim
 
-        bench = EngineBench(model, {behavior.name: behavior for behavior in behaviors}, progress=progress)
+        bench = EngineBench(model, behaviors, progress=progress)
         book = None if ledger is None else Ledger(Path(ledger))
         return test_claim(self, bench, ledger=book, fresh_seed=seed if fresh else None)
 

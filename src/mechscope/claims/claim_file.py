@@ -144,6 +144,8 @@ class ClaimRecord:
 def dressed(verdict: Verdict, claim: Claim, *, openings: int, fresh_seed: int | None) -> Verdict:
     """The verdict with the claim's id and statement, and what the ledger says about its split."""
     notes = list(verdict.notes)
+    if not openings:
+        notes.append("no ledger was kept: how often this held-out split was opened is not known")
     if openings > 1:
         notes.append(
             f"this held-out split was opened {openings} times: the error rates hold for the first; "
@@ -214,19 +216,26 @@ def _open_split(plain: Mapping[str, Any]) -> HeldOut:
 
 
 def _plain_evidence(entry: Evidence, splits: Sequence[HeldOut]) -> dict[str, Any]:
-    controls = entry.controls
     return {
         "after": entry.after.tolist(),
         "dtype": entry.after.dtype.name,
         "split": next(index for index, split in enumerate(splits) if split is entry.held_out),
-        "controls": controls
-        and {
-            "family": controls.family,
-            "after": _plain_table(controls.after),
-            "n_members": controls.n_members,
-            "names": list(controls.names),
-        },
+        "controls": None if entry.controls is None else _plain_controls(entry.controls),
+        "others": [_plain_controls(family) for family in entry.others],
     }
+
+
+def _plain_controls(controls: Controls) -> dict[str, Any]:
+    return {
+        "family": controls.family,
+        "after": _plain_table(controls.after),
+        "n_members": controls.n_members,
+        "names": list(controls.names),
+    }
+
+
+def _open_controls(plain: Mapping[str, Any]) -> Controls:
+    return Controls(**{**plain, "after": _open_table(plain["after"]), "names": tuple(plain["names"])})
 
 
 def _open_evidence(
@@ -234,13 +243,10 @@ def _open_evidence(
 ) -> tuple[Evidence, ...]:
     evidence = []
     for prediction, entry in zip(claim.predictions, plain, strict=True):
-        controls = entry["controls"]
-        if controls is not None:
-            controls = Controls(
-                **{**controls, "after": _open_table(controls["after"]), "names": tuple(controls["names"])}
-            )
+        controls = None if entry["controls"] is None else _open_controls(entry["controls"])
+        others = tuple(_open_controls(family) for family in entry.get("others", ()))
         after = np.array(entry["after"], dtype=np.dtype(entry["dtype"]))
-        evidence.append(Evidence(prediction, after, splits[entry["split"]], controls))
+        evidence.append(Evidence(prediction, after, splits[entry["split"]], controls, others))
     return tuple(evidence)
 
 

@@ -1,9 +1,11 @@
 """Control families by name: what a claim may be compared with, drawn for a mechanism in a model.
 
-    other components, same layers   as many heads in each layer (and as many MLPs), none of the mechanism's
-    other components, any layer     as many heads in all, none of the mechanism's
+    other components, same layers   as many heads (or neurons) in each layer, as many MLPs, none of the mechanism's
+    other components, any layer     as many in all, none of the mechanism's
     random subspaces                at the mechanism's sites, of its dimension, capturing as much variance
     covariance-matched directions   at a direction's site, spread as the activations are, of its norm
+    label-shuffled re-estimates     a direction estimated again from labels in another order, of its norm
+    the mechanism's own rivals      of a kind that this project does not know, as `RivalledMechanism` says
     random circuits                 connected, of a circuit's size, none of its edges
 
 The first two are enumerable: all members are measured where there are at most 1,000. A family of fewer than 39
@@ -22,25 +24,44 @@ from mechscope.claims.controls import (
     ANY_LAYER,
     DIRECTIONS,
     FAMILIES,
+    OWN,
     RIVALS,
     SAME_LAYERS,
+    SHUFFLED,
     SUBSPACES,
     Family,
     draw_selections,
     n_selections,
+    shuffled_estimates,
 )
-from mechscope.claims.mechanisms import Components, Direction, Subspaces, captured_basis
+from mechscope.claims.mechanisms import (
+    Components,
+    Direction,
+    RivalledMechanism,
+    Subspaces,
+    captured_basis,
+    difference_of_means,
+    values_at,
+)
+from mechscope.claims.neurons import Neurons
 from mechscope.claims.rule import FEWEST_THAT_GATE
 from mechscope.claims.subspaces import matched_directions, random_subspaces
 from mechscope.claims.testing import DrawnControls
 from mechscope.interventions.intervention import Value
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
-from mechscope.vocabulary.errors import BadClaim
+from mechscope.vocabulary.errors import BadClaim, ShapeError
 
 
 def draw_family(
-    model: Model, mechanism: Any, *, reference: TokenBatch, family: str, n_draws: int, seed: int
+    model: Model,
+    mechanism: Any,
+    *,
+    reference: TokenBatch,
+    family: str,
+    n_draws: int,
+    seed: int,
+    corrupt: TokenBatch | None = None,
 ) -> DrawnControls:
     """Draw the members of a family.
 
@@ -51,11 +72,13 @@ def draw_family(
         family: One of `FAMILIES`.
         n_draws: How many.
         seed: The claim's.
+        corrupt: The reference's corrupt twins, for estimates that tell the two apart.
 
     Raises:
         BadClaim: no such family, or not for this kind of mechanism.
+        NotEnoughEvidence: whatever captures as much variance is the mechanism itself.
     """
-    if family in (SAME_LAYERS, ANY_LAYER) and isinstance(mechanism, Components):
+    if family in (SAME_LAYERS, ANY_LAYER) and isinstance(mechanism, Components | Neurons):
         drawn = draw_selections(
             selection_of(mechanism),
             universe_of(model, mechanism),
@@ -64,23 +87,50 @@ def draw_family(
             name=family,
             anywhere=family == ANY_LAYER,
         )
-        return _from_selections(drawn)
+        return _from_selections(drawn, of=type(mechanism))
     if family == SUBSPACES and isinstance(mechanism, Components) and not mechanism.mlps:
         return _subspaces(model, mechanism, reference, n_draws=n_draws, seed=seed)
     if family == DIRECTIONS and isinstance(mechanism, Direction):
         return _directions(model, mechanism, reference, n_draws=n_draws, seed=seed)
+    if family == SUBSPACES and isinstance(mechanism, Direction):
+        covariance = _covariance_for(mechanism, model, reference)
+        basis = mechanism.tensor.numpy()[None]
+        found = random_subspaces(basis, covariance, n_draws=n_draws, seed=seed)
+        return _along(mechanism, found[:, 0])
+    if family == SHUFFLED and SHUFFLED in families_for(mechanism) and corrupt is not None:
+        return _shuffled(model, mechanism, (reference, corrupt), n_draws=n_draws, seed=seed)
     if family == RIVALS and isinstance(mechanism, Circuit):
         rivals = draw_rivals(mechanism, n_draws=n_draws, seed=seed)
         return DrawnControls(rivals, names=tuple(f"random {i}" for i in range(len(rivals))))
+    if family == OWN and isinstance(mechanism, RivalledMechanism):
+        found = list(mechanism.rivals(n_draws=n_draws, seed=seed))
+        n_members = float("inf") if len(found) >= n_draws else len(found)
+        return DrawnControls(found, n_members, tuple(rival.name for rival in found))
     raise BadClaim(
         f'no controls "{family}" for this mechanism',
         got=f"{type(mechanism).__name__}: {mechanism.name}",
-        because="heads have other heads and random subspaces; directions have random directions",
-        instead=", ".join(FAMILIES),
+        because="each kind of mechanism has its own families; only a direction that says how it was estimated can "
+        "be estimated again",
+        instead=", ".join(families_for(mechanism)) or ", ".join(FAMILIES),
     )
 
 
-def best_family(model: Model, mechanism: Components | Direction | Circuit) -> str:
+def families_for(mechanism: Any) -> tuple[str, ...]:
+    """The families that can be drawn for a mechanism of this kind; () for kinds that this file does not know."""
+    match mechanism:
+        case Circuit():
+            return (RIVALS,)
+        case Direction():
+            return (DIRECTIONS, SUBSPACES, *([] if mechanism.position is None else [SHUFFLED]))
+        case Neurons():
+            return (SAME_LAYERS, ANY_LAYER)
+        case Components():
+            return (SAME_LAYERS, ANY_LAYER, *([] if mechanism.mlps else [SUBSPACES]))
+        case _:
+            return (OWN,) if isinstance(mechanism, RivalledMechanism) else ()
+
+
+def best_family(model: Model, mechanism: Components | Neurons | Direction | Circuit) -> str:
     """The family that a claim about this mechanism should name: the strictest that can gate."""
     if isinstance(mechanism, Circuit):
         return RIVALS
@@ -91,26 +141,45 @@ def best_family(model: Model, mechanism: Components | Direction | Circuit) -> st
         n_members = n_selections(selection, universe, anywhere=family == ANY_LAYER)
         if n_members >= FEWEST_THAT_GATE:
             return family
-    return SAME_LAYERS if mechanism.mlps else SUBSPACES
+    return SAME_LAYERS if isinstance(mechanism, Neurons) or mechanism.mlps else SUBSPACES
 
 
-def selection_of(mechanism: Components) -> Mapping[Hashable, Sequence[Hashable]]:
-    """The mechanism's members by group: heads by layer, and all MLPs in one group."""
+def refuse_outside(model: Model, mechanism: Components | Neurons) -> None:
+    """Refuse heads, MLPs or neurons that the model has not.
+
+    Raises:
+        BadClaim: naming them.
+    """
+    n_selections(selection_of(mechanism), universe_of(model, mechanism))
+
+
+def selection_of(mechanism: Components | Neurons) -> Mapping[Hashable, Sequence[Hashable]]:
+    """The mechanism's members by group: heads or neurons by layer, and all MLPs in one group."""
     groups: dict[Hashable, Sequence[Hashable]] = {**mechanism.by_layer}
+    if isinstance(mechanism, Neurons):
+        return groups
     return groups | ({"mlp": mechanism.mlps} if mechanism.mlps else {})
 
 
-def universe_of(model: Model, mechanism: Components) -> Mapping[Hashable, Sequence[Hashable]]:
+def universe_of(model: Model, mechanism: Components | Neurons) -> Mapping[Hashable, Sequence[Hashable]]:
     """All members by group. MLPs are in it only if the mechanism has some."""
+    if isinstance(mechanism, Neurons):
+        widths = [int(model.weights["W_out", layer].shape[0]) for layer in range(model.n_layers)]
+        return {layer: range(width) for layer, width in enumerate(widths)}
     groups: dict[Hashable, Sequence[Hashable]] = {
         layer: range(model.n_heads) for layer in range(model.n_layers)
     }
     return groups | ({"mlp": range(model.n_layers)} if mechanism.mlps else {})
 
 
-def _from_selections(drawn: Family) -> DrawnControls:
-    mechanisms = []
+def _from_selections(drawn: Family, *, of: type[Components] | type[Neurons]) -> DrawnControls:
+    mechanisms: list[Components | Neurons] = []
     for member in drawn.members:
+        if of is Neurons:
+            mechanisms.append(
+                Neurons(tuple((group, unit) for group, chosen in member.items() for unit in chosen))  # pyright: ignore
+            )
+            continue
         heads = tuple((group, head) for group, chosen in member.items() if group != "mlp" for head in chosen)
         mechanisms.append(Components(heads, tuple(member.get("mlp", ()))))  # pyright: ignore
     return DrawnControls(mechanisms, drawn.n_members, tuple(m.name for m in mechanisms))
@@ -138,13 +207,43 @@ def _subspaces(
 def _directions(
     model: Model, mechanism: Direction, reference: TokenBatch, *, n_draws: int, seed: int
 ) -> DrawnControls:
-    covariance = covariance_at(model, mechanism.site, reference)
+    covariance = _covariance_for(mechanism, model, reference)
     norm = float(mechanism.tensor.norm())
-    found = matched_directions(covariance, norm=norm, n_draws=n_draws, seed=seed)
+    return _along(mechanism, matched_directions(covariance, norm=norm, n_draws=n_draws, seed=seed))
+
+
+def _shuffled(
+    model: Model, mechanism: Direction, prompts: tuple[TokenBatch, TokenBatch], *, n_draws: int, seed: int
+) -> DrawnControls:
+    """The difference of means with "clean" and "corrupt" dealt anew among the same prompts, at equal norm."""
+    assert mechanism.position is not None
+    values = [values_at(model, mechanism.site, side, mechanism.position) for side in prompts]
+    labels = np.repeat([1, 0], [len(side) for side in values])
+    norm = float(mechanism.tensor.norm())
+
+    def estimate(some: np.ndarray) -> np.ndarray:
+        found = difference_of_means(np.concatenate(values), some)
+        return found * (norm / np.linalg.norm(found))
+
+    return _along(mechanism, np.stack(shuffled_estimates(estimate, labels, n_draws=n_draws, seed=seed)))
+
+
+def _along(mechanism: Direction, found: np.ndarray) -> DrawnControls:
     mechanisms = [
         Direction(mechanism.site, tuple(row.tolist()), f"random {i}") for i, row in enumerate(found)
     ]
     return DrawnControls(mechanisms, float("inf"), tuple(m.label for m in mechanisms))
+
+
+def _covariance_for(mechanism: Direction, model: Model, reference: TokenBatch) -> np.ndarray:
+    found = covariance_at(model, mechanism.site, reference)
+    if len(found) != len(mechanism.vector):
+        raise ShapeError(
+            "a direction of another width than its site",
+            got=f"{len(mechanism.vector)} coordinates",
+            because=f"{mechanism.site} carries {len(found)} at each position",
+        )
+    return found
 
 
 def covariance_at(model: Model, site: str, prompts: TokenBatch) -> np.ndarray:

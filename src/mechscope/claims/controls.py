@@ -23,7 +23,8 @@ SUBSPACES = "random subspaces"
 DIRECTIONS = "covariance-matched directions"
 SHUFFLED = "label-shuffled re-estimates"
 RIVALS = "random circuits"
-FAMILIES = (SAME_LAYERS, ANY_LAYER, SUBSPACES, DIRECTIONS, SHUFFLED, RIVALS)
+OWN = "the mechanism's own rivals"
+FAMILIES = (SAME_LAYERS, ANY_LAYER, SUBSPACES, DIRECTIONS, SHUFFLED, RIVALS, OWN)
 """The families as claims name them."""
 
 ENUMERATE_UP_TO = 1_000

@@ -91,16 +91,19 @@ class Evidence:
         after: The metric per prompt under the mechanism's intervention.
         held_out: The untouched split that `after` is compared with: the other behaviour's for "spares".
         controls: None only where the rule asks for none ("spares", "needs") or none could be drawn.
+        others: Some members of each other family that fits the mechanism: shown as ranks, without a say.
     """
 
     prediction: Prediction
     after: Float[np.ndarray, " prompt"]
     held_out: HeldOut
     controls: Controls | None = None
+    others: tuple[Controls, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.held_out.clean)
-        shapes = [self.after.shape[-1]] + ([self.controls.after.shape[-1]] if self.controls else [])
+        families = [*([self.controls] if self.controls else []), *self.others]
+        shapes = [self.after.shape[-1], *(family.after.shape[-1] for family in families)]
         if any(length != n for length in shapes):
             raise ShapeError(
                 "measurements of another split", got=f"{shapes} prompts", because=f"the split has {n}"
@@ -116,7 +119,11 @@ class Evidence:
         """The controls' effects, with the same sign convention; no rows without controls."""
         if self.controls is None:
             return np.empty((0, len(self.after)))
-        return effect_of(self.prediction, self.held_out, self.controls.after)
+        return self.effects_of(self.controls)
+
+    def effects_of(self, family: Controls) -> Float[np.ndarray, "control prompt"]:
+        """The effects of one family of controls, with the same sign convention."""
+        return effect_of(self.prediction, self.held_out, family.after)
 
     @property
     def denominator(self) -> Float[np.ndarray, " prompt"]:

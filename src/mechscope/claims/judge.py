@@ -75,7 +75,7 @@ def judge(
         predictions=tuple(results),
         held_out=_summary(main),
         reasons=_reasons(outcome, results, main.shortfalls),
-        notes=_notes(held_out, evidence),
+        notes=(*_notes(held_out, evidence), *_other_ranks(results)),
         seed=seed,
     )
 
@@ -128,6 +128,7 @@ def _judge_effect(
     sampled = _effect_bootstrap(evidence, split)
     effect = _estimate(sampled)
     controls, margin = None, None
+    shown = tuple(_shown(evidence, family) for family in evidence.others)
     if evidence.controls is not None and len(evidence.controls.after):
         controls, margin = _judge_controls(evidence, evidence.controls, split, n_predictions)
     margin_high = None if controls is None or controls.margin is None else controls.margin.interval.high
@@ -139,6 +140,7 @@ def _judge_effect(
         outcome=outcome,
         effect=effect,
         controls=controls,
+        others=shown,
         p_failure=rule.failure_p(sampled.p_at_least(bound), p_margin),
         reasons=_effect_reasons(outcome, size, effect, bound, controls),
     )
@@ -213,6 +215,23 @@ def _judge_controls(
     return summary, sampled
 
 
+def _shown(evidence: Evidence, family: Controls) -> ControlSummary:
+    """A family that the claim did not name: its rank, and no p."""
+    below = evidence.denominator.sum()
+    strengths = evidence.effects_of(family).sum(axis=1) / below
+    return ControlSummary(
+        family=family.family,
+        n_drawn=len(strengths),
+        n_members=family.n_members,
+        n_strong=rule.n_at_least_as_strong(float(evidence.effect.sum() / below), strengths),
+        p=None,
+        quantile=float(rule.control_quantile(strengths[None, :])[0]),
+        margin=None,
+        generated_text=evidence.held_out.generated_text,
+        shortfall=rule.NOT_NAMED,
+    )
+
+
 def margin_over_controls(sums: Float[np.ndarray, "draw column"]) -> Float[np.ndarray, " draw"]:
     """Effect minus the 95th percentile of its controls, from sums [denominator, effect, control, ...]."""
     return (sums[..., 1] - rule.control_quantile(sums[..., 2:])) / sums[..., 0]
@@ -285,3 +304,13 @@ def _notes(held_out: HeldOut, evidence: Sequence[Evidence]) -> tuple[str, ...]:
             f"the {n_strata} templates are held fixed: the intervals are about these, not about others"
         )
     return tuple(notes)
+
+
+def _other_ranks(results: Sequence[PredictionResult]) -> list[str]:
+    """One sentence per prediction on the families that the claim did not name."""
+    return [
+        f"other controls, shown only: {result.prediction}: "
+        + ", ".join(f"{shown.rank} among {shown.family}" for shown in result.others)
+        for result in results
+        if result.others
+    ]

@@ -1,7 +1,7 @@
 """Mechanisms that claims are about: components (heads and MLPs), subspaces, and directions.
 
 Each satisfies the Mechanism protocol: it can be ablated, left alone intact, and saved by name.
-`mechanism_from_json` rebuilds what a claim file remembers.
+`saved_mechanisms.py` rebuilds what a claim file remembers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechscope.circuits.circuit import Circuit
 from mechscope.interventions.ablation import ablate
 from mechscope.interventions.intervention import Value
 from mechscope.interventions.replace import patch
 from mechscope.interventions.steering import add, project_out
 from mechscope.models.cache import Cache
-from mechscope.vocabulary.errors import BadClaim
+from mechscope.models.inputs import TokenBatch
+from mechscope.models.model import Model
+from mechscope.vocabulary.errors import NotEnoughEvidence, PositionOutOfRange
 from mechscope.vocabulary.protocols import Write
 
 Head = tuple[int, int]
@@ -57,6 +58,16 @@ class MeasurableMechanism(Protocol):
 
     def without_each(self) -> Sequence["MeasurableMechanism"]:
         """The mechanism less each of its parts; empty if it has one part or none that can be taken out."""
+        ...
+
+
+@runtime_checkable
+class RivalledMechanism(Protocol):
+    """A mechanism of another kind than ours, that says itself what it can be held against."""
+
+    def rivals(self, *, n_draws: int, seed: int) -> Sequence[MeasurableMechanism]:
+        """At least `n_draws` mechanisms of its size that should not matter, or all that there are; the i-th depends
+        on the seed and i only."""
         ...
 
 
@@ -196,11 +207,36 @@ class Direction:
         site: Where.
         vector: [d].
         label: Text for reports.
+        position: Where on train prompts it was estimated by `mean_difference`; None if it came otherwise.
     """
 
     site: str
     vector: tuple[float, ...]
     label: str = "direction"
+    position: int | None = None
+
+    @classmethod
+    def mean_difference(
+        cls, model: Model, pairs: Any, *, site: str, position: int = -1, label: str = "clean less corrupt"
+    ) -> "Direction":
+        """The mean on clean prompts less the mean on corrupt ones, at one position of each.
+
+        It remembers how it was estimated, so that a claim about it can be held against label-shuffled re-estimates.
+
+        Args:
+            model: An open model.
+            pairs: Clean and corrupt prompts; of a behaviour, its train split.
+            site: One whose values are a vector for each position: "resid_post.2".
+            position: Of each prompt's real tokens; -1 is the last.
+            label: Text for reports.
+
+        Raises:
+            NotEnoughEvidence: the two means are equal.
+        """
+        clean, corrupt = (values_at(model, site, side, position) for side in (pairs.clean, pairs.corrupt))
+        labels = np.repeat([1, 0], [len(clean), len(corrupt)])
+        found = difference_of_means(np.concatenate([clean, corrupt]), labels)
+        return cls(site, tuple(found.tolist()), label, position)
 
     @property
     def name(self) -> str:
@@ -216,8 +252,10 @@ class Direction:
         return torch.tensor(self.vector, dtype=torch.float64)
 
     def to_json(self) -> dict[str, Any]:
-        """Canonical: every coordinate."""
-        return {"kind": "direction", "site": self.site, "vector": list(self.vector), "label": self.label}
+        """Canonical: every coordinate, and how it was estimated if it says so."""
+        estimate = {} if self.position is None else {"estimate": "mean difference", "position": self.position}
+        vector = list(self.vector)
+        return {"kind": "direction", "site": self.site, "vector": vector, "label": self.label} | estimate
 
     def ablation(self, how: str, reference: Any) -> list[Write]:
         """Zero projects the direction out; corrupt puts in the corrupt run's component."""
@@ -240,24 +278,39 @@ class Direction:
         return [add(self.site, self.tensor, dose=dose)]
 
 
-def mechanism_from_json(saved: Mapping[str, Any]) -> Components | Direction | Circuit:
-    """Rebuild a mechanism that a claim file remembers.
+def values_at(model: Model, site: str, prompts: TokenBatch, position: int) -> np.ndarray:
+    """What each prompt carries at a site and a position, flattened, [prompt, d], float64.
 
     Raises:
-        BadClaim: another kind; components, directions and circuits are saved whole.
+        PositionOutOfRange: a prompt is too short.
     """
-    match saved.get("kind"):
-        case "components":
-            return Components(tuple((layer, head) for layer, head in saved["heads"]), tuple(saved["mlps"]))
-        case "direction":
-            return Direction(saved["site"], tuple(saved["vector"]), saved["label"])
-        case "circuit":
-            return Circuit.from_json(saved)
-        case _:
-            pass
-    raise BadClaim(
-        "a mechanism of unknown kind", got=str(saved.get("kind")), instead="components, direction or circuit"
-    )
+    lengths = prompts.n_real
+    if (lengths < max(position + 1, -position)).any():
+        raise PositionOutOfRange(
+            "A prompt has no such position.",
+            got=f"position {position}, the shortest prompt has {int(lengths.min())} tokens",
+            instead="-1, the last token of each",
+        )
+    value = model.run(prompts, capture=[site], stop_after=site).cache[site]
+    columns = prompts.n_pad + (lengths + position if position < 0 else position)
+    picked = value[torch.arange(len(value)), columns.to(value.device)]
+    return picked.flatten(1).double().cpu().numpy()
+
+
+def difference_of_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mean of the rows labelled 1 less mean of those labelled 0.
+
+    Raises:
+        NotEnoughEvidence: there is no difference.
+    """
+    found = values[labels == 1].mean(axis=0) - values[labels == 0].mean(axis=0)
+    if not np.any(found):
+        raise NotEnoughEvidence(
+            "there is no difference between the two means",
+            got=f"{len(labels)} prompts whose values are equal on both sides",
+            instead="a site and a position at which clean and corrupt prompts differ",
+        )
+    return found
 
 
 def complement(basis: Tensor) -> Tensor:

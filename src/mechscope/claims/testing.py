@@ -1,8 +1,9 @@
 """Testing a claim: open the held-out split once, measure, judge, and keep everything.
 
-Owns the order of events: the ledger is written before a held-out prompt is read, controls are drawn from the
-claim's seed, and the verdict is made by the rule alone. Models come through the `Bench` protocol, which the
-engine's side implements. Invariant: with an equal claim, model and data, equal records up to round-off.
+Owns the order of events: what can't be measured is refused and controls are drawn (from the claim's seed, on train
+prompts) before the ledger is written, the ledger is written before a held-out prompt is read, and the verdict is made
+by the rule alone. Models come through the `Bench` protocol, which the engine's side implements. Invariant: with an
+equal claim, model and data, equal records up to round-off.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,17 @@ from mechscope.claims.claim_file import ClaimRecord, dressed, refuse_unless_cons
 from mechscope.claims.evidence import Controls, Evidence, HeldOut
 from mechscope.claims.judge import judge
 from mechscope.claims.ledger import Ledger
-from mechscope.claims.predictions import Prediction
+from mechscope.claims.predictions import Prediction, RecordedBehavior, recorded
 from mechscope.claims.verification import Difference, compare_records
 from mechscope.records.fingerprint import ModelFingerprint
-from mechscope.vocabulary.errors import HeldOutOpened
+from mechscope.records.seeds import generator_for
+from mechscope.vocabulary.errors import HeldOutOpened, NotEnoughEvidence
+
+CONTROLLED = ("lowers", "recovers", "raises")
+"""Kinds of prediction that ask for controls."""
+
+N_SHOWN = 19
+"""Members of a family that the claim does not name: enough for a rank of 20, and they decide nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,10 @@ class Bench(Protocol):
         """Which model."""
         ...
 
+    def check(self, mechanism: Any, predictions: Sequence[Prediction]) -> None:
+        """Refuse what can't be measured of this mechanism in this model; reads no prompt."""
+        ...
+
     def data_hash(self, behavior: Any, *, fresh_seed: int | None) -> str:
         """Hash of the held-out split, or of the prompts that `fresh_seed` draws; runs no model."""
         ...
@@ -64,26 +76,46 @@ class Bench(Protocol):
         ...
 
     def draw_controls(
-        self, mechanism: Any, prediction: Prediction, *, family: str, n_draws: int, seed: int
+        self, mechanism: Any, behavior: Any, *, family: str, n_draws: int, seed: int
     ) -> DrawnControls:
-        """At least `n_draws` members of the family, or all where it has fewer or at most 1,000."""
+        """At least `n_draws` members of the family, or all where it has fewer or at most 1,000.
+
+        A continuous family is matched to activations on the behaviour's train prompts.
+        """
+        ...
+
+    def families_for(self, mechanism: Any) -> Sequence[str]:
+        """All families that this mechanism can be held against."""
         ...
 
 
 @dataclass(frozen=True)
-class Opened:
-    """Held-out splits that were opened, and the claims that were frozen before.
+class Ready:
+    """A claim as it stands before its held-out split is opened.
 
     Args:
-        mechanisms: By the claim's id.
-        splits: By the behaviour's name.
+        mechanism: The claim's own.
+        drawn: Controls by family: the one that the claim names, and others that are shown.
+    """
+
+    mechanism: Any
+    drawn: dict[str, DrawnControls]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Held-out splits that were opened, and the claims that were frozen and ready before.
+
+    Args:
+        ready: By the claim's id.
+        splits: By behaviour.
         openings: How often each was opened, this time included; 0 where nobody counts.
         fresh_seed: Of prompts drawn anew, or None.
     """
 
-    mechanisms: dict[str, Any]
-    splits: dict[str, HeldOut]
-    openings: dict[str, int]
+    ready: dict[str, Ready]
+    splits: dict[RecordedBehavior, HeldOut]
+    openings: dict[RecordedBehavior, int]
     fresh_seed: int | None = None
 
 
@@ -158,6 +190,8 @@ def open_held_out(
 ) -> Opened:
     """Open the held-out splits that some claims need, once for all of them: each must be frozen by now.
 
+    What can't be measured is refused, and controls are drawn, before a ledger is written or a prompt read.
+
     Args:
         claims: As frozen; none can be added afterwards.
         bench: The model.
@@ -168,17 +202,17 @@ def open_held_out(
     """
     if purpose == ledgers.TEST and fresh_seed is not None:
         purpose = ledgers.FRESH
-    mechanisms = {claim.id: claim.mechanism if mechanism is None else mechanism for claim in claims}
-    splits: dict[str, HeldOut] = {}
-    openings: dict[str, int] = {}
-    for name, (behavior, readers) in _needed_by(claims).items():
-        openings[name] = 0
+    ready = {claim.id: _make_ready(claim, bench, mechanism) for claim in claims}
+    splits: dict[RecordedBehavior, HeldOut] = {}
+    openings: dict[RecordedBehavior, int] = {}
+    for key, (behavior, readers) in _needed_by(claims).items():
+        openings[key] = 0
         if ledger is not None:
             first, *also = dict.fromkeys(claim.id for claim in readers)
             data_hash = bench.data_hash(behavior, fresh_seed=fresh_seed)
-            openings[name] = ledger.record(data_hash, claim_id=first, purpose=purpose, also=also)
-        splits[name] = bench.open_split(behavior, fresh_seed=fresh_seed)
-    return Opened(mechanisms, splits, openings, fresh_seed)
+            openings[key] = ledger.record(data_hash, claim_id=first, purpose=purpose, also=also)
+        splits[key] = bench.open_split(behavior, fresh_seed=fresh_seed)
+    return Opened(ready, splits, openings, fresh_seed)
 
 
 def test_opened(claim: Claim, bench: Bench, opened: Opened) -> ClaimRecord:
@@ -192,20 +226,28 @@ def test_opened(claim: Claim, bench: Bench, opened: Opened) -> ClaimRecord:
     Raises:
         HeldOutOpened: the claim was not frozen when the splits were opened.
     """
-    if claim.id not in opened.mechanisms:
+    if claim.id not in opened.ready:
         raise HeldOutOpened(
             "This claim was not frozen when the held-out split was opened.",
             got=f"claim {claim.id[:12]}",
             because="what was seen there could have shaped it",
             instead="open_held_out([this, ...]), or claim.test(model, fresh=True)",
         )
-    held_out = opened.splits[claim.behavior.name]
+    ready = opened.ready[claim.id]
+    held_out = opened.splits[recorded(claim.behavior)]
     evidence = tuple(
-        _measure(claim, entry, bench, mechanism=opened.mechanisms[claim.id], splits=opened.splits)
-        for entry in claim.predictions
+        _measure(
+            claim,
+            prediction,
+            bench,
+            mechanism=ready.mechanism,
+            splits=opened.splits,
+            drawn=ready.drawn,
+        )
+        for prediction in claim.predictions
     )
     found = judge(held_out, evidence, seed=claim.seed)
-    openings = max(opened.openings[behavior.name] for behavior in _behaviors_of(claim))
+    openings = max(opened.openings[recorded(behavior)] for behavior in _behaviors_of(claim))
     return ClaimRecord(
         claim=claim,
         verdict=dressed(found, claim, openings=openings, fresh_seed=opened.fresh_seed),
@@ -218,40 +260,82 @@ def test_opened(claim: Claim, bench: Bench, opened: Opened) -> ClaimRecord:
 test_opened.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] - not for pytest to collect
 
 
+def _make_ready(claim: Claim, bench: Bench, mechanism: Any) -> Ready:
+    """Check what is to be measured, and draw the controls: the family that gates and the others, shown."""
+    mechanism = claim.mechanism if mechanism is None else mechanism
+    bench.check(mechanism, claim.predictions)
+    if not any(prediction.kind in CONTROLLED for prediction in claim.predictions):
+        return Ready(mechanism, {})
+    drawn: dict[str, DrawnControls] = {}
+    for family in dict.fromkeys([claim.controls, *bench.families_for(mechanism)]):
+        is_named = family == claim.controls
+        n_draws = rule.required_draws(len(claim.predictions)) if is_named else N_SHOWN
+        try:
+            members = bench.draw_controls(
+                mechanism, claim.behavior, family=family, n_draws=n_draws, seed=claim.seed
+            )
+        except NotEnoughEvidence:
+            if is_named:
+                raise
+            continue
+        drawn[family] = members if is_named else _some(members, family, claim.seed)
+    return Ready(mechanism, drawn)
+
+
+def _some(members: DrawnControls, family: str, seed: int) -> DrawnControls:
+    """At most `N_SHOWN` of them, by the claim's seed."""
+    n = len(members.mechanisms)
+    if n <= N_SHOWN:
+        return members
+    chosen = sorted(generator_for(seed, "shown", family).choice(n, N_SHOWN, replace=False).tolist())
+    names = tuple(members.names[i] for i in chosen) if members.names else ()
+    return DrawnControls([members.mechanisms[i] for i in chosen], members.n_members, names)
+
+
+def _enough(drawn: DrawnControls, claim: Claim, held_out: HeldOut) -> DrawnControls:
+    """All that were drawn, or the first 39 of a larger family where each measurement is a generation."""
+    if not held_out.generated_text or len(drawn.mechanisms) == drawn.n_members:
+        return drawn
+    n = rule.required_draws(len(claim.predictions), generated_text=True)
+    return DrawnControls(drawn.mechanisms[:n], drawn.n_members, drawn.names[:n])
+
+
 def _behaviors_of(claim: Claim) -> list[Any]:
     return [claim.behavior, *(entry.behavior for entry in claim.predictions if entry.behavior)]
 
 
-def _needed_by(claims: Sequence[Claim]) -> dict[str, tuple[Any, list[Claim]]]:
-    """Behaviours by name, with the claims that read their held-out prompts."""
-    found: dict[str, tuple[Any, list[Claim]]] = {}
+def _needed_by(claims: Sequence[Claim]) -> dict[RecordedBehavior, tuple[Any, list[Claim]]]:
+    """Behaviours, with the claims that read their held-out prompts."""
+    found: dict[RecordedBehavior, tuple[Any, list[Claim]]] = {}
     for claim in claims:
         for behavior in _behaviors_of(claim):
-            found.setdefault(behavior.name, (behavior, []))[1].append(claim)
+            found.setdefault(recorded(behavior), (behavior, []))[1].append(claim)
     return found
 
 
 def _measure(
-    claim: Claim, prediction: Prediction, bench: Bench, *, mechanism: Any, splits: dict[str, HeldOut]
+    claim: Claim,
+    prediction: Prediction,
+    bench: Bench,
+    *,
+    mechanism: Any,
+    splits: dict[RecordedBehavior, HeldOut],
+    drawn: dict[str, DrawnControls],
 ) -> Evidence:
     behavior = prediction.behavior or claim.behavior
-    held_out = splits[behavior.name]
+    held_out = splits[recorded(behavior)]
     after = bench.measure([mechanism], prediction, behavior, held_out)[0]
-    if prediction.kind in ("spares", "needs"):
+    if prediction.kind not in CONTROLLED:
         return Evidence(prediction, after, held_out)
-    drawn = bench.draw_controls(
-        mechanism,
-        prediction,
-        family=claim.controls,
-        n_draws=rule.required_draws(len(claim.predictions), generated_text=held_out.generated_text),
-        seed=claim.seed,
-    )
-    if not drawn.mechanisms:
-        return Evidence(prediction, after, held_out)
-    controls = Controls(
-        claim.controls,
-        after=bench.measure(drawn.mechanisms, prediction, behavior, held_out),
-        n_members=drawn.n_members,
-        names=drawn.names,
-    )
-    return Evidence(prediction, after, held_out, controls)
+    found = {
+        family: Controls(
+            family,
+            after=bench.measure(members.mechanisms, prediction, behavior, held_out),
+            n_members=members.n_members,
+            names=members.names,
+        )
+        for family, members in ((name, _enough(found, claim, held_out)) for name, found in drawn.items())
+        if members.mechanisms
+    }
+    named = found.pop(claim.controls, None)
+    return Evidence(prediction, after, held_out, named, tuple(found.values()))

@@ -104,6 +104,7 @@ class PredictionResult:
         n_units: Held-out units of this prediction.
         reasons: Why it fails or is undecided; empty where it holds.
         by_stratum: Effect within each template.
+        others: The mechanism's rank in the other families that fit it; they are shown and decide nothing.
     """
 
     prediction: Prediction
@@ -117,6 +118,7 @@ class PredictionResult:
     n_units: int
     reasons: tuple[str, ...] = ()
     by_stratum: tuple[tuple[str, float], ...] = ()
+    others: tuple[ControlSummary, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -226,17 +228,20 @@ def _estimate(plain: Mapping[str, Any] | None) -> Estimate | None:
     return None if plain is None else Estimate(plain["value"], Interval(**plain["interval"]))
 
 
+def _controls(plain: Mapping[str, Any]) -> ControlSummary:
+    return ControlSummary(**{**plain, "margin": _estimate(plain["margin"])})
+
+
 def _result(plain: Mapping[str, Any]) -> PredictionResult:
     controls = plain["controls"]
-    if controls is not None:
-        controls = ControlSummary(**{**controls, "margin": _estimate(controls["margin"])})
     return PredictionResult(
         **{
             **plain,
             "prediction": Prediction.from_json(plain["prediction"]),
             "effect": _estimate(plain["effect"]),
             "inner": _interval(plain["inner"]),
-            "controls": controls,
+            "controls": None if controls is None else _controls(controls),
+            "others": tuple(_controls(entry) for entry in plain.get("others", ())),
             "reasons": tuple(plain["reasons"]),
             "by_stratum": tuple((name, value) for name, value in plain["by_stratum"]),
         }

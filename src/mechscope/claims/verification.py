@@ -102,6 +102,12 @@ def _predictions(old: PredictionResult, new: PredictionResult) -> Iterator[Diffe
             )
     if old.controls is not None and new.controls is not None:
         yield from _controls(name, old.controls, new.controls)
+    before, now = ([shown.family for shown in result.others] for result in (old, new))
+    if before != now:
+        yield Difference(f"{name}, other families shown", before, now)
+        return
+    for shown, again in zip(old.others, new.others, strict=True):
+        yield from _controls(name, shown, again)
 
 
 def _controls(name: str, old: ControlSummary, new: ControlSummary) -> Iterator[Difference]:
@@ -132,21 +138,42 @@ def _numbers(what: str, old: float, new: float, width: float) -> Iterator[Differ
 
 
 def _unequal_bits(saved: ClaimRecord, again: ClaimRecord) -> Iterator[Difference]:
-    tables = [
-        (f"split {i}", s.clean, a.clean)
-        for i, (s, a) in enumerate(zip(saved.splits, again.splits, strict=True))
-    ]
-    for old, new in zip(saved.evidence, again.evidence, strict=True):
-        tables.append((f"{old.prediction}, measurements", old.after, new.after))
-        if old.controls is not None and new.controls is not None:
-            tables.append((f"{old.prediction}, controls", old.controls.after, new.controls.after))
-    for name, old, new in tables:
+    for name, old, new in _tables(saved, again):
         if old.dtype != new.dtype or old.tobytes() != new.tobytes():
             worst = float(np.abs(old - new).max()) if old.shape == new.shape else float("nan")
             yield Difference(f"{name}: bits", f"{old.dtype} {old.shape}", f"differs by up to {worst:.3g}")
     for old, new in zip(saved.verdict.predictions, again.verdict.predictions, strict=True):
-        if (old.effect, old.inner, old.controls) != (new.effect, new.inner, new.controls):
+        if _statistics(old) != _statistics(new):
             yield Difference(f"{old.prediction}: statistics", _measured(old), _measured(new))
+    if saved.verdict.held_out.gap != again.verdict.held_out.gap:
+        yield Difference(
+            "clean-corrupt gap: statistics", saved.verdict.held_out.gap, again.verdict.held_out.gap
+        )
+
+
+def _statistics(result: PredictionResult) -> tuple[object, ...]:
+    return (
+        result.effect,
+        result.inner,
+        result.controls,
+        result.others,
+        result.p_failure,
+        result.p_failure_holm,
+    )
+
+
+def _tables(saved: ClaimRecord, again: ClaimRecord) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Every table of measurements, saved and recomputed."""
+    for index, (old, new) in enumerate(zip(saved.splits, again.splits, strict=True)):
+        yield f"split {index}", old.clean, new.clean
+        if old.corrupt is not None and new.corrupt is not None:
+            yield f"split {index}, corrupt", old.corrupt, new.corrupt
+    for old, new in zip(saved.evidence, again.evidence, strict=True):
+        yield f"{old.prediction}, measurements", old.after, new.after
+        families = ((old.controls, new.controls), *zip(old.others, new.others, strict=False))
+        for before, now in families:
+            if before is not None and now is not None:
+                yield f"{old.prediction}, controls", before.after, now.after
 
 
 def _measured(result: PredictionResult) -> str:

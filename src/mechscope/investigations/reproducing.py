@@ -8,7 +8,7 @@ from mechscope.claims.bench import EngineBench
 from mechscope.claims.claim import Claim
 from mechscope.claims.claim_file import ClaimRecord
 from mechscope.claims.ledger import Ledger
-from mechscope.claims.mechanisms import mechanism_from_json
+from mechscope.claims.saved_mechanisms import mechanism_from_json
 from mechscope.claims.testing import test_claim, verify_claim
 from mechscope.claims.verification import Difference
 from mechscope.models.model import Model
@@ -100,5 +100,5 @@ def bench_of(
 ) -> EngineBench:
     """A bench on which every behaviour that the claim names is rebuilt."""
     named = [claim.behavior, *(entry.behavior for entry in claim.predictions if entry.behavior is not None)]
-    rebuilt = {entry.name: rebuild_behavior(entry.recipe(), model, pairs=pairs) for entry in named}
+    rebuilt = [rebuild_behavior(entry.recipe(), model, pairs=pairs) for entry in named]
     return EngineBench(model, rebuilt, progress=progress)

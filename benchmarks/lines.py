@@ -54,6 +54,8 @@ def line_of(name: str, pairs: Pairs, *, limit_ratio: float, **details: Any) -> L
     seconds, _, _ = median_interval(pairs.ours)
     if len(pairs.ours) < FEWEST_PAIRS:
         details["rehearsal"] = f"{len(pairs.ours)} pairs of at least {FEWEST_PAIRS}"
+    if is_within(low, limit_ratio) and high > limit_ratio:
+        details["undecided"] = "the limit lies inside the interval: not failed, and not shown to hold"
     return Line(
         name=name,
         seconds=seconds,

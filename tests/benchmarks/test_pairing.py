@@ -58,6 +58,15 @@ def test_a_limit_is_failed_only_if_the_lower_end_exceeds_it() -> None:
     assert not line_of("x", pairs, limit_ratio=low - 1e-9).passed
 
 
+def test_a_limit_inside_the_interval_is_not_failed_and_the_line_says_that_it_is_not_shown_either() -> None:
+    pairs = noisy(1.20)
+    _, low, high = median_interval(pairs.ratios)
+    inside = line_of("x", pairs, limit_ratio=(low + high) / 2)
+    assert inside.passed and "undecided" in inside.details
+    for limit in (high + 1e-9, low - 1e-9):
+        assert "undecided" not in line_of("x", pairs, limit_ratio=limit).details
+
+
 def test_a_line_is_one_line_of_json_with_the_fields_that_were_promised() -> None:
     text = line_of("capture", noisy(1.05), limit_ratio=1.15, kept_mb=12.5).to_json()
     plain = json.loads(text)

@@ -19,11 +19,17 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope import superposition as superposition
     from mechscope.attribution.edges import attribute_edges as attribute_edges
     from mechscope.attribution.nodes import attribute as attribute
+    from mechscope.circuits.abstraction.causal_model import CausalModel as CausalModel
+    from mechscope.circuits.abstraction.das import das as das
+    from mechscope.circuits.abstraction.grid import interchange_grid as interchange_grid
+    from mechscope.circuits.abstraction.interchange import interchange as interchange
     from mechscope.circuits.circuit import Circuit as Circuit
     from mechscope.circuits.discover import discover as discover
     from mechscope.circuits.evaluation import evaluate_circuits as evaluate_circuits
+    from mechscope.circuits.scrubbing.scrub import scrub as scrub
     from mechscope.claims.claim import Claim as Claim
     from mechscope.claims.mechanisms import Components as Components
+    from mechscope.claims.neurons import Neurons as Neurons
     from mechscope.claims.mechanisms import Direction as Direction
     from mechscope.claims.predictions import Prediction as Prediction
     from mechscope.claims.predictions import lowers as lowers
@@ -73,6 +79,11 @@ _INDEX: dict[str, str] = {
     "behaviors": "mechscope.behaviors",
     "circuits": "mechscope.circuits",
     "Circuit": "mechscope.circuits.circuit:Circuit",
+    "CausalModel": "mechscope.circuits.abstraction.causal_model:CausalModel",
+    "interchange": "mechscope.circuits.abstraction.interchange:interchange",
+    "interchange_grid": "mechscope.circuits.abstraction.grid:interchange_grid",
+    "das": "mechscope.circuits.abstraction.das:das",
+    "scrub": "mechscope.circuits.scrubbing.scrub:scrub",
     "discover": "mechscope.circuits.discover:discover",
     "evaluate_circuits": "mechscope.circuits.evaluation:evaluate_circuits",
     "dictionaries": "mechscope.dictionaries",
@@ -115,6 +126,7 @@ _INDEX: dict[str, str] = {
     "causal_trace": "mechscope.patching.trace:causal_trace",
     "Components": "mechscope.claims.mechanisms:Components",
     "Direction": "mechscope.claims.mechanisms:Direction",
+    "Neurons": "mechscope.claims.neurons:Neurons",
     "needs": "mechscope.claims.predictions:needs",
     "investigate": "mechscope.investigations.investigate:investigate",
     "MechscopeError": "mechscope.vocabulary.errors:MechscopeError",

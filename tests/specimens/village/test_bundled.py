@@ -98,6 +98,26 @@ def test_fresh_held_out_prompts_agree_with_the_card(model, tokenizer, card, beha
     assert rates.n_corrupt_gives_clean <= evaluate.MOST_CORRUPT * N
 
 
+def test_each_behaviour_on_the_card_says_what_is_held_out_and_shows_its_interval_over_400_prompts(card):
+    entries = {**card["behaviors"], **card["misbehaviours"]}
+    assert set(entries) == set(BEHAVIORS)
+    for name, entry in entries.items():
+        assert entry["held_out_means"] and entry["n_pairs"] >= 400, name
+        rates = [value for value in entry.values() if isinstance(value, dict) and "hits" in value]
+        assert len(rates) >= 3, name
+        for rate in rates:
+            low, high = evaluate.clopper_pearson(rate["hits"], entry["n_pairs"])
+            assert (rate["low"], rate["high"]) == (
+                pytest.approx(low, abs=1e-4),
+                pytest.approx(high, abs=1e-4),
+            )
+            assert rate["rate"] == pytest.approx(rate["hits"] / entry["n_pairs"], abs=1e-4)
+    ungated = {"latent-two-hop", "induction-new-words"}
+    assert {name: entry["gate"] for name, entry in card["behaviors"].items() if "gate" in entry} == {
+        name: 0.9 if name == "arithmetic" else 0.95 for name in set(card["behaviors"]) - ungated
+    }
+
+
 def test_every_gated_behaviour_meets_its_gate_on_record_but_those_that_are_listed(card):
     missed = {
         name

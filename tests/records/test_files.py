@@ -269,6 +269,19 @@ def test_what_is_no_pickle_is_let_through(tmp_path: Path, content: bytes) -> Non
     refuse_unless_safe(path)
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x0380, 0x0480, 0x0580])
+def test_a_header_whose_length_looks_like_a_pickles_mark_is_read(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, {"a": np.ones(2)}, {"note": ""})
+    shortest = int.from_bytes(path.read_bytes()[:8], "little")
+    save_tensors(path, {"a": np.ones(2)}, {"note": "x" * (length - shortest)})  # headers are multiples of 8
+    assert path.read_bytes()[:2] == bytes([0x80, length >> 8])
+    assert open_tensors(path)["a"].tolist() == [1.0, 1.0]
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UnsafeFile):
+        open_tensors(path)  # no header of that length is there
+
+
 def test_a_checksum_is_the_one_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"abc")

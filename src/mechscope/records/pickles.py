@@ -46,7 +46,8 @@ def refuse_unless_file(path: Path) -> None:
 
 
 def _pickle_evidence(path: Path, head: bytes) -> str:
-    if head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
+    is_marked = head[:1] == b"\x80" and head[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}
+    if is_marked and not _is_safetensors(path, head):
         return "its first bytes are a pickle's"
     if TEXT_PICKLE.match(head):
         return "its first lines are those of a text pickle"
@@ -56,3 +57,9 @@ def _pickle_evidence(path: Path, head: bytes) -> str:
         if inside:
             return f"it is a zip that holds {inside[0]}"
     return f'its name ends in "{path.suffix}"' if path.suffix.lower() in PICKLE_NAMES else ""
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    """Whether the first bytes are the length of a JSON header: one of 640 or 1,152 bytes begins like a pickle."""
+    length = int.from_bytes(head[:8], "little")
+    return head[8:9] == b"{" and 8 + length <= path.stat().st_size

@@ -160,9 +160,9 @@ def test_fewer_doses_than_rows_are_refused() -> None:
         )
 
 
-def test_a_clamp_of_a_transcoder_is_refused_and_no_clamp_is_saved() -> None:
+def test_a_clamp_that_acts_before_it_is_read_is_refused_and_no_clamp_is_saved() -> None:
     one = ms.Site("resid_post", 1)
-    with pytest.raises(InterventionMismatch, match="reads and writes one site"):
+    with pytest.raises(InterventionMismatch, match="one forward pass"):
         ms.clamp(LinearCodec(one, ms.Site("mlp_out", 1)), feature=0, to=1.0)
     with pytest.raises(NotSerializable, match="dictionary"):
         ms.clamp(LinearCodec(one), feature=0, to=1.0).to_json()

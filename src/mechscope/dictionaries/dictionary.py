@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechscope.dictionaries import folding
+from mechscope.dictionaries import folding, ports
 from mechscope.dictionaries.blocks import Weights, encode_block, refuse_unless_whole
 from mechscope.dictionaries.codes import SparseCodes
 from mechscope.dictionaries.fitting import refuse_unless_fits
@@ -237,6 +237,22 @@ class Dictionary:
         index = self.writes.index(written)
         return tuple(site for i, site in enumerate(self.reads) if index in settings.targets[i])
 
+    def sites_of(self, latent: int) -> tuple[tuple[Site, ...], tuple[Site, ...]]:
+        """Sites that a latent reads, and sites that it writes: of a cross-layer transcoder not all.
+
+        Raises:
+            DictionaryMismatch: there is no such latent.
+        """
+        return ports.sites_of(latent, self.settings)
+
+    def gathered(self, heard: Mapping[Site, Tensor]) -> Float[Tensor, "token d_in"]:
+        """What `encode` takes, from values by site in token form; sites that are missing count as zero."""
+        return ports.gathered(heard, self.settings)
+
+    def part_at(self, written: Float[Tensor, "..."], site: Site) -> Float[Tensor, "..."]:
+        """The part of what `decode` gave that belongs to one of the sites written."""
+        return ports.part_at(written, site, self.settings)
+
     def refuse_unless_fits(self, model: Model) -> None:
         """Refuse a model that this dictionary was not made for; all problems at once.
 
@@ -281,10 +297,10 @@ class Dictionary:
         weights = self._weights()
         return torch.cat([encode_block(taken, weights, block) for block in weights.blocks], dim=-1)
 
-    def _flat(self, values: Tensor, ports: tuple[Port, ...], verb: str) -> tuple[Tensor, tuple[int, ...]]:
+    def _flat(self, values: Tensor, sides: tuple[Port, ...], verb: str) -> tuple[Tensor, tuple[int, ...]]:
         """Values as [token, all widths], and their leading shape."""
-        leading = leading_shape(values, ports, verb)
-        return values.reshape(-1, sum(port.width for port in ports)).to(self.tensors["b_dec"]), leading
+        leading = ports.leading_shape(values, sides, verb)
+        return values.reshape(-1, sum(port.width for port in sides)).to(self.tensors["b_dec"]), leading
 
     def _given(self, values: Tensor | None) -> Tensor | None:
         if not self.needs_values:
@@ -310,40 +326,9 @@ class Dictionary:
             )
 
     def _shaped(self, written: Tensor, leading: tuple[int, ...]) -> Tensor:
-        ports = self.settings.writes
-        if len(ports) == 1:
-            return written.reshape(*leading, *ports[0].shape)
-        if len({port.shape for port in ports}) == 1:
-            return written.reshape(*leading, len(ports), *ports[0].shape)
+        sides = self.settings.writes
+        if len(sides) == 1:
+            return written.reshape(*leading, *sides[0].shape)
+        if len({port.shape for port in sides}) == 1:
+            return written.reshape(*leading, len(sides), *sides[0].shape)
         return written.reshape(*leading, -1)
-
-
-def leading_shape(values: Tensor, ports: tuple[Port, ...], verb: str = "read") -> tuple[int, ...]:
-    """The shape of `values` before what the sites carry.
-
-    Raises:
-        DictionaryMismatch: the last axes are not what the sites carry.
-    """
-    for tail in _tails(ports):
-        if tuple(values.shape[-len(tail) :]) == tail:
-            return tuple(values.shape[: values.ndim - len(tail)])
-    wanted = " or ".join("[..., " + ", ".join(map(str, tail)) + "]" for tail in _tails(ports))
-    raise DictionaryMismatch(
-        f"These are not values of the sites that the dictionary {verb}s.",
-        got=f"shape {list(values.shape)}",
-        because=f"{', '.join(str(port.site) for port in ports)} carries {wanted}",
-        instead="a run's values at these sites, of the model that the dictionary was trained on",
-    )
-
-
-def _tails(ports: tuple[Port, ...]) -> list[tuple[int, ...]]:
-    widths = [port.width for port in ports]
-    if len(ports) == 1:
-        return list(dict.fromkeys([ports[0].shape, (widths[0],)]))
-    tails: list[tuple[int, ...]] = []
-    if len({port.shape for port in ports}) == 1:
-        tails.append((len(ports), *ports[0].shape))
-    if len(set(widths)) == 1:
-        tails.append((len(ports), widths[0]))
-    tails.append((sum(widths),))
-    return list(dict.fromkeys(tails))

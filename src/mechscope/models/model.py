@@ -302,24 +302,35 @@ class Model:
         *,
         max_new_tokens: int = 40,
         interventions: Sequence[Write] = (),
-        temperature: float = 0.0,
-        top_p: float = 1.0,
+        splice: Sequence[Any] = (),
         seed: int = 0,
         **options: Any,
     ) -> Any:
-        """Continue prompts under interventions; see `models.generation.generate`."""
-        settings = generation.Sampling(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, **options
-        )
-        return generation.generate(self, inputs, interventions, settings)
+        """Continue prompts under interventions; see `models.generation.generate`.
+
+        Args:
+            inputs: As in `run`.
+            max_new_tokens: Most tokens to add to each row.
+            interventions: As in `run`, at every step.
+            splice: As in `run`, at every step.
+            seed: Of sampling.
+            options: More of `models.generation.Sampling`: temperature, top_p, returns, ...
+        """
+        settings = generation.Sampling(max_new_tokens=max_new_tokens, seed=seed, **options)
+        spliced = [write for link in links_of(self, splice) for write in writes_of(link)]
+        return generation.generate(self, inputs, [*spliced, *interventions], settings)
 
     @contextmanager
-    def intervening(self, interventions: Sequence[Write]) -> Generator[nn.Module, None, None]:
+    def intervening(
+        self, interventions: Sequence[Write], *, splice: Sequence[Any] = ()
+    ) -> Generator[nn.Module, None, None]:
         """Other people's code under our interventions: `with model.intervening([...]) as hf: hf.generate(...)`.
 
         The frame is read from the model's own calls: padding from the attention mask, positions from the cache.
+        Dictionaries are spliced in as in `run`.
         """
-        follower = generation.Follower(self, interventions)
+        spliced = [write for link in links_of(self, splice) for write in writes_of(link)]
+        follower = generation.Follower(self, [*spliced, *interventions])
         with self.ready(), follower.following() as hf:
             yield hf
 

@@ -1,11 +1,12 @@
 """Splicing: a dictionary in the forward pass, its codes recorded, what it does not explain kept or dropped.
 
 A dictionary that writes where it reads is one write. One that reads elsewhere (a transcoder) listens at the sites it
-reads and writes later in the same pass; each run has listeners of its own. Refuses dictionaries that would have to
-know a later site before they write an earlier one.
+reads and writes later in the same pass; each run has listeners of its own. Evaluations put other things than the
+reconstruction in place through the same link. Refuses dictionaries that would have to know a later site before they
+write an earlier one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -39,11 +40,33 @@ class Spliced:
 
 @runtime_checkable
 class FittedCodec(Protocol):
-    """A dictionary that knows which model it belongs to, and what each site written depends on."""
+    """A dictionary that knows which model it belongs to, and which of its values belong to which site."""
+
+    @property
+    def needs_values(self) -> bool: ...
 
     def sources_of(self, written: Site) -> Sequence[Site]: ...
 
+    def sites_of(self, latent: int) -> tuple[Sequence[Site], Sequence[Site]]: ...
+
+    def gathered(self, heard: Mapping[Site, Tensor]) -> Tensor: ...
+
+    def part_at(self, written: Tensor, site: Site) -> Tensor: ...
+
     def refuse_unless_fits(self, model: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What an evaluation puts at the sites written, other than codes decoded.
+
+    Args:
+        of: From the values read, as the dictionary takes them, to all that is written, as it gives it.
+        is_added: It is added to the value that is there instead of taking its place.
+    """
+
+    of: Callable[[Tensor], Tensor]
+    is_added: bool = False
 
 
 @dataclass
@@ -52,33 +75,38 @@ class Link:
 
     Args:
         spliced: The dictionary.
-        heard: Values read so far, in token form.
+        replacement: Put in place instead of the reconstruction; no codes are recorded then.
+        given: Values of another run, for sites that are not listened to.
+        heard: Values read so far in this pass, in token form.
         codes: Its codes, [n_tokens, n_latents], once it has written.
         tokens: Which tokens they are.
     """
 
     spliced: Spliced
+    replacement: Replacement | None = None
+    given: Mapping[Site, Tensor] = field(default_factory=dict)
     heard: dict[Site, Tensor] = field(default_factory=dict)
     codes: Tensor | None = None
     tokens: Tokens | None = None
 
     def listen(self, site: Site, value: Tensor, tokens: Tokens) -> None:
-        """Keep what was read at a site in this pass."""
-        self.heard[site], self.tokens = value, tokens
+        """Keep what was read at a site in this pass; what later sites said is from the pass before."""
+        self.heard = {known: old for known, old in self.heard.items() if known < site} | {site: value}
+        self.tokens = tokens
 
     def written_at(self, site: Site, old: Tensor) -> Tensor:
         """The value that takes the place of the old one."""
         codec = self.spliced.codec
-        values = self._values(old)
+        values = joined_values(codec, {**self.given, **self.heard})
+        if self.replacement is not None:
+            new = part_written(codec, self.replacement.of(values), site).reshape(old.shape).to(old)
+            return old + new if self.replacement.is_added else new
         self.codes = codes = codec.encode(values)
         if torch.is_grad_enabled() and codes.requires_grad:
             codes.retain_grad()
         if self.spliced.error == "keep" and not torch.is_grad_enabled():
             return old
-        decoded = codec.decode(codes, values)
-        if len(codec.writes) > 1:
-            decoded = decoded[:, list(codec.writes).index(site)]
-        decoded = decoded.reshape(old.shape)
+        decoded = part_written(codec, codec.decode(codes, values), site).reshape(old.shape)
         if self.spliced.error == "drop":
             return decoded
         return decoded + (old - decoded).detach()
@@ -101,13 +129,34 @@ class Link:
         is_real = (self.tokens.positions >= 0).to(self.codes)
         return whole.index_put(at, self.codes * is_real[:, None])
 
-    def _values(self, old: Tensor) -> Tensor:
-        reads = list(self.spliced.codec.reads)
-        if len(reads) == 1:
-            return self.heard[reads[0]]
-        known = next(iter(self.heard.values()))
-        # Sites that come later read zero: what is written here does not depend on them.
-        return torch.stack([self.heard.get(site, torch.zeros_like(known)) for site in reads], dim=1)
+
+def joined_values(codec: Codec, heard: Mapping[Site, Tensor]) -> Tensor:
+    """What a dictionary reads, from the values heard so far.
+
+    Sites that come later count as zero: what is written before them does not depend on them.
+
+    Raises:
+        SiteAfterStop: the pass began behind every site that the dictionary reads.
+    """
+    if not any(site in heard for site in codec.reads):
+        raise SiteAfterStop(
+            "A dictionary writes in this run, but none of the sites that it reads is computed.",
+            got=f"reads {', '.join(map(str, codec.reads))}",
+            because="the run starts behind them",
+            instead="a run that starts earlier",
+        )
+    if isinstance(codec, FittedCodec):
+        return codec.gathered(heard)
+    known = next(iter(heard.values()))
+    parts = [heard.get(site, torch.zeros_like(known)) for site in codec.reads]
+    return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1)
+
+
+def part_written(codec: Codec, written: Tensor, site: Site) -> Tensor:
+    """The part of what a dictionary writes that belongs to one site."""
+    if isinstance(codec, FittedCodec):
+        return codec.part_at(written, site)
+    return written if len(codec.writes) == 1 else written[:, list(codec.writes).index(site)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +168,7 @@ class SplicedSite:
         link: What both ends share.
         listens: The dictionary reads here.
         writes: It writes here.
+        where: At which tokens; the same at both ends.
     """
 
     at: str
@@ -163,11 +213,19 @@ def links_of(model: "mechscope.models.model.Model", splice: Sequence[Any]) -> li
     return links
 
 
-def writes_of(link: Link) -> list[SplicedSite]:
-    """The writes that splice a dictionary in, one for each of its sites."""
-    reads, writes = list(link.spliced.codec.reads), list(link.spliced.codec.writes)
-    sites = sorted({*reads, *writes})
-    return [SplicedSite(str(site), link, site in reads, site in writes) for site in sites]
+def writes_of(link: Link, *, where: Where | None = None) -> list[SplicedSite]:
+    """The writes that splice a dictionary in, one for each of its sites.
+
+    Args:
+        link: Sites whose values it was given are not listened to.
+        where: At which tokens; None means all.
+    """
+    reads = [site for site in link.spliced.codec.reads if site not in link.given]
+    writes = list(link.spliced.codec.writes)
+    return [
+        SplicedSite(str(site), link, site in reads, site in writes, where or Where())
+        for site in sorted({*reads, *writes})
+    ]
 
 
 def _refuse_looking_ahead(codec: Codec) -> None:

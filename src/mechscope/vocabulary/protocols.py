@@ -113,7 +113,8 @@ class Codec(Protocol):
     def encode(self, values: "torch.Tensor") -> "torch.Tensor": ...
 
     def decode(self, codes: "torch.Tensor", values: "torch.Tensor | None" = None) -> "torch.Tensor":
-        """What codes mean at the sites written; some dictionaries need the values that were read as well."""
+        """What codes mean at the sites written, linear in the codes but for a constant; some dictionaries need the
+        values that were read as well."""
         ...
 
 

@@ -100,16 +100,16 @@ def split_name(name: str) -> tuple[str, int | None]:
 
 
 def is_pattern(name: str) -> bool:
-    """True for names that may match several sites: "*", "z.*", "mlp_*.3", "resid_pre.2-5"."""
-    return "*" in name or re.search(r"\.\d+-\d+$", name) is not None
+    """True for names that may match several sites: "*", "z.*", "mlp_*.3", "resid_pre.2-5", "mlp_in.1,mlp_out.1"."""
+    return "*" in name or "," in name or re.search(r"\.\d+-\d+$", name) is not None
 
 
 def select_sites(wanted: str | Site | Iterable[str | Site], formed: Sequence[Site]) -> list[Site]:
     """The sites of `formed` that `wanted` names, in the order of the forward pass.
 
     Args:
-        wanted: A site, a pattern, or several. "*" in the layer part or in the point part; "2-5" includes 5.
-            A negative layer counts from the end.
+        wanted: A site, a pattern, or several. "*" in the layer part or in the point part; "2-5" includes 5; commas
+            join several in one text. A negative layer counts from the end.
         formed: What the model offers.
 
     Raises:
@@ -118,12 +118,16 @@ def select_sites(wanted: str | Site | Iterable[str | Site], formed: Sequence[Sit
     names = [wanted] if isinstance(wanted, str | Site) else list(wanted)
     n_layers = 1 + max((site.layer for site in formed if site.layer is not None), default=-1)
     found: set[Site] = set()
-    for name in names:
+    for name in [part for one in names for part in _parts(one)]:
         hits = [site for site in formed if _matches(name, site, n_layers)]
         if not hits:
             raise unknown_site(str(name), formed)
         found.update(hits)
     return sorted(found)
+
+
+def _parts(name: str | Site) -> list[str | Site]:
+    return [name] if isinstance(name, Site) else [part.strip() for part in name.split(",")]
 
 
 def _matches(name: str | Site, site: Site, n_layers: int) -> bool:

@@ -17,10 +17,11 @@ from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.evaluation.estimates import Estimate, Estimator
 from mechscope.dictionaries.evaluation.losses import Losses
 from mechscope.dictionaries.evaluation.reading import batches, counted, fitted, pieces
-from mechscope.dictionaries.evaluation.replacing import replacing
+from mechscope.dictionaries.evaluation.replacing import applied, replacing
 from mechscope.dictionaries.evaluation.sums import fvu_of_sums
 from mechscope.models.inputs import Inputs, TokenBatch
 from mechscope.models.model import Model
+from mechscope.models.splicing import Replacement
 from mechscope.vocabulary.errors import NotEnoughEvidence
 
 RIDGES = (1e-6, 1e-4, 1e-2, 1.0)
@@ -270,24 +271,24 @@ def _costs(
     linear, predictor = predictors
 
     def output(read: Tensor) -> Tensor:
-        return dictionary.decode(dictionary.encode_sparse(read), read).reshape(len(read), -1)
+        return applied(dictionary, read)
 
     def part(predict: Ridge, read: Tensor) -> Tensor:
         return predict(read)[:, :-1].to(read)
 
-    changes = {
-        "error": lambda read, _: output(read),
-        "linear": lambda read, old: old - part(linear, read),
-        "rest": lambda read, _: output(read) + part(linear, read),
-        "unpredictable": lambda read, _: output(read) + part(predictor, read),
+    replacements = {
+        "error": Replacement(output),
+        "linear": Replacement(lambda read: -part(linear, read), is_added=True),
+        "rest": Replacement(lambda read: output(read) + part(linear, read)),
+        "unpredictable": Replacement(lambda read: output(read) + part(predictor, read)),
     }
-    losses, first = Losses.empty(len(text), tuple(changes)), 0
+    losses, first = Losses.empty(len(text), tuple(replacements)), 0
     for batch in batches(model, text, batch_size=settings.batch_size):
         counts = counted(model, batch, skips_special=dictionary.settings.source.skips_special)
         ways = {
-            name: replacing(dictionary, model, batch=batch, counts=counts, change=change)
-            for name, change in changes.items()
+            name: replacing(dictionary, model, batch=batch, counts=counts, replacement=one)
+            for name, one in replacements.items()
         }
         losses.add(model, batch, first, ways)
         first += len(batch)
-    return {name: losses.increase(estimator, name) for name in changes}
+    return {name: losses.increase(estimator, name) for name in replacements}

@@ -1,14 +1,14 @@
 """Replacing: a dictionary's reconstruction in the place of what the model computes, at the sites WRITTEN.
 
-A transcoder reads at one site and replaces another; a cross-layer transcoder reads on in the changed run. Where that
-is not possible in one pass (a site that can only be read, a crosscoder whose codes need later layers), the values
-read are those of the clean run, and results say so.
+`models.splicing` puts it there; here is at which tokens, and from which run values are read. A transcoder reads at
+one site and replaces another; a cross-layer transcoder reads on in the changed run. Where that is not possible in one
+pass (a site that can only be read, a crosscoder whose codes need later layers), the values read are those of the clean
+run, and results say so.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -16,12 +16,12 @@ from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.interventions.replace import edit
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
+from mechscope.models.splicing import Link, Replacement, Spliced, writes_of
 from mechscope.vocabulary.protocols import Write
 from mechscope.vocabulary.sites import Site
+from mechscope.vocabulary.where import Where
 
 Reads = Literal["changed run", "clean run"]
-Change = Callable[[Tensor, Tensor], Tensor]
-"""From values read and values written [token, d], both as they stand, to the new values written [token, d_out]."""
 
 
 def reading_of(dictionary: Dictionary) -> Reads:
@@ -29,14 +29,12 @@ def reading_of(dictionary: Dictionary) -> Reads:
     settings = dictionary.settings
     if not all(site.row.is_writable for site in dictionary.reads):
         return "clean run"
-    if settings.is_cross_layer:
-        in_order = all(
-            dictionary.reads[block] <= dictionary.writes[target]
-            for block, targets in enumerate(settings.targets)
-            for target in targets
-        )
-        return "changed run" if in_order and not settings.normalization.is_per_token else "clean run"
-    return "changed run" if max(dictionary.reads) <= min(dictionary.writes) else "clean run"
+    if settings.is_cross_layer and settings.normalization.is_per_token:
+        return "clean run"
+    in_order = all(
+        source <= written for written in dictionary.writes for source in dictionary.sources_of(written)
+    )
+    return "changed run" if in_order else "clean run"
 
 
 def replacing(
@@ -45,28 +43,24 @@ def replacing(
     *,
     batch: TokenBatch,
     counts: Bool[Tensor, "batch pos"],
-    change: Change | None = None,
-) -> list[Write]:
-    """Interventions that put the reconstruction (or what `change` makes) in place at the tokens that count.
+    replacement: Replacement | None = None,
+) -> Sequence[Write]:
+    """Interventions that put the reconstruction (or something else) in place at the tokens that count.
 
     Args:
         dictionary: Fitted to the model.
         model: An open model; it runs once if values are read from the clean run.
         batch: The prompts.
         counts: Tokens at which the model is changed; the others keep their own values.
-        change: Another way to make the new values; the dictionary itself by default.
+        replacement: What is put there; the reconstruction by default.
     """
-    make = change if change is not None else lambda read, _: _applied(dictionary, read)
-    relay = _Relay(dictionary, make)
-    positions = _positions(batch, counts)
+    given: dict[Site, Tensor] = {}
     if reading_of(dictionary) == "clean run":
         cache = model.run(batch, capture=list(dictionary.reads)).cache
-        for site in dictionary.reads:
-            relay.keep(site, cache[site][counts.to(cache[site].device)])
-    else:
-        relay.needs = set(dictionary.reads)
-    sites: list[Site] = sorted({*relay.needs, *dictionary.writes})
-    return [edit(site, relay.at(site), positions=positions) for site in sites]
+        given = {site: cache[site][counts.to(cache[site].device)] for site in dictionary.reads}
+    put = replacement or Replacement(lambda read: applied(dictionary, read))
+    link = Link(Spliced(dictionary, "drop"), replacement=put, given=given)
+    return writes_of(link, where=Where.of(_positions(batch, counts)))
 
 
 def constant(values: Tensor, dictionary: Dictionary, batch: TokenBatch, counts: Tensor) -> list[Write]:
@@ -85,9 +79,9 @@ def constant(values: Tensor, dictionary: Dictionary, batch: TokenBatch, counts: 
     return writes
 
 
-def _applied(dictionary: Dictionary, read: Tensor) -> Tensor:
-    codes = dictionary.encode_sparse(read)
-    return dictionary.decode(codes, read).reshape(len(read), -1)
+def applied(dictionary: Dictionary, read: Tensor) -> Tensor:
+    """The reconstruction [token, d_out] of values read, by sparse codes."""
+    return dictionary.decode(dictionary.encode_sparse(read), read).reshape(len(read), -1)
 
 
 def _positions(batch: TokenBatch, counts: Tensor) -> list[list[int]]:
@@ -96,40 +90,3 @@ def _positions(batch: TokenBatch, counts: Tensor) -> list[list[int]]:
         [int(column - n_pad) for column in row.nonzero()[:, 0]]
         for row, n_pad in zip(counts, batch.n_pad, strict=True)
     ]
-
-
-class _Relay:
-    """What was read so far in one pass, for what is written later in it."""
-
-    def __init__(self, dictionary: Dictionary, make: Change) -> None:
-        self.dictionary = dictionary
-        self.make = make
-        self.needs: set[Site] = set()
-        self._read: dict[Site, Tensor] = {}
-
-    def keep(self, site: Site, value: Tensor) -> None:
-        self._read[site] = value.flatten(1)
-
-    def at(self, site: Site) -> Callable[[Tensor], Tensor]:
-        def pass_on(value: Tensor) -> Tensor:
-            if site in self.needs:
-                self.keep(site, value)
-            if site not in self.dictionary.writes:
-                return value
-            return self._written(site, value)
-
-        return pass_on
-
-    def _written(self, site: Site, value: Tensor) -> Tensor:
-        """Sites that are read later count as zero: nothing of theirs is written here."""
-        settings = self.dictionary.settings
-        flat = value.flatten(1)
-        read = [self._read.get(port.site, flat.new_zeros(len(flat), port.width)) for port in settings.reads]
-        starts = [
-            sum(port.width for port in settings.writes[:index]) for index in range(len(settings.writes) + 1)
-        ]
-        index = self.dictionary.writes.index(site)
-        old = flat.new_zeros(len(flat), settings.d_out)
-        old[:, starts[index] : starts[index + 1]] = flat
-        new = self.make(torch.cat([one.to(flat) for one in read], dim=1), old)
-        return new[:, starts[index] : starts[index + 1]].to(value).reshape(value.shape)

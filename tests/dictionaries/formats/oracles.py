@@ -221,6 +221,65 @@ def learning_gated(folder: Path, x: Tensor) -> Given:
     return gated(x, w | {"b_gate": w["gate_bias"], "b_mag": w["mag_bias"]})
 
 
+def cross(w: dict[str, Tensor], x: Tensor, norm: Tensor | None) -> Given:
+    """x [token, layer read, D]; a pre-activation x norm is compared with the one threshold."""
+    pre = (torch.einsum("bld,ldf->bf", x, w["encoder.weight"]) + w["encoder.bias"]).relu()
+    f = pre if norm is None else pre * (pre * norm > w["threshold"])
+    return f, torch.einsum("bf,lfd->bld", f, w["decoder.weight"]) + w["decoder.bias"]
+
+
+def crosscoder_relu(folder: Path, x: Tensor) -> Given:
+    return cross(load_file(folder / "model.safetensors"), x, None)
+
+
+def crosscoder_batchtopk(folder: Path, x: Tensor) -> Given:
+    w = load_file(folder / "model.safetensors")
+    mean, scale = w["activation_mean"], w["activation_global_scale"][:, None]
+    f, y = cross(w, (x - mean) * scale, w["decoder.weight"].norm(dim=2).sum(0))
+    return f, y / (scale + 1e-8) + mean
+
+
+def crosscoder_some_layers(folder: Path, x: Tensor) -> Given:
+    w = load_file(folder / "model.safetensors")
+    norms = w["decoder.weight"].norm(dim=2)
+    return cross(w, x, norms.square().sum(0).sqrt() + 0.1 * norms.sum(0))
+
+
+def crosscoder_state(folder: Path, x: Tensor) -> Given:
+    w = torch.load(folder / "ae.pt", weights_only=True)
+    return cross(w, x, w["decoder.weight"].norm(dim=(0, 2)))
+
+
+def clt(folder: Path, x: Tensor, *, reach: int, tied: bool = False, full: bool = False) -> Given:
+    """Layer after layer, as their runner sums what earlier coders write; `full` is every switch."""
+    layers = [load_file(folder / f"layers.{i}.mlp" / "sae.safetensors") for i in range(L)]
+    taken = [x[:, i] * (D**0.5 / w["in_norm"] if full else 1) for i, w in enumerate(layers)]
+    codes = [
+        topk((taken[i] @ w["encoder.weight"].T + w["encoder.bias"]).relu(), 3) for i, w in enumerate(layers)
+    ]
+
+    def says(i: int, t: int) -> Tensor:
+        w = layers[i]
+        f = codes[i] * w[f"post_enc_scales.{t}"] if full else codes[i]
+        y = f @ w["W_dec" if tied else f"W_decs.{t}"] + w[f"b_decs.{t}"]
+        return y + taken[i] @ w[f"W_skips.{t}"].mT if full else y
+
+    written = []
+    for j in range(L):
+        earlier = [says(i, j - i) for i in range(j) if j - i < reach]
+        out = says(j, 0) + sum(earlier) / (max(1, len(earlier)) if full else 1)
+        written.append(out * (layers[j]["out_norm"] / D**0.5 if full else 1))
+    return torch.cat(codes, -1), torch.stack(written, 1)
+
+
+def clt_training_skip(folder: Path, x: Tensor) -> Given:
+    return clt(folder, x, reach=L, full=True)
+
+
+def clt_training_tied(folder: Path, x: Tensor) -> Given:
+    return clt(folder, x, reach=2, tied=True)
+
+
 def rows(folder: Path, name: str) -> dict[str, Tensor]:
     w = load_file(folder / name / "sae.safetensors")
     return w | {"W_enc": w["encoder.weight"].T, "b_enc": w["encoder.bias"]}

@@ -134,6 +134,77 @@ def test_a_backup_without_its_factor_is_asked_about(tmp_path: Path) -> None:
     assert torch.allclose(dictionaries.open(folder, scale=0.4).encode(x), opened("learning_backup").encode(x))
 
 
+def test_the_sites_of_a_crosscoder_are_asked_for_and_counted(tmp_path: Path) -> None:
+    with pytest.raises(AmbiguousDictionary, match="Which 3 sites"):
+        dictionaries.open(FIXTURES / "crosscoder_relu")
+    with pytest.raises(DictionaryError, match="one site for each layer"):
+        dictionaries.open(FIXTURES / "crosscoder_relu", site="resid_post.0,resid_post.1")
+    folder = copied("crosscoder_some_layers", tmp_path)
+    changed_json(folder / "config.json", lambda config: config.update(encoder_layers=[1]))
+    with pytest.raises(BadFile, match="another number of layers"):
+        dictionaries.open(folder, site="resid_post.0,resid_post.1,resid_post.2")
+
+
+def test_the_norm_of_a_crosscoders_threshold_is_asked_and_the_answers_differ(tmp_path: Path) -> None:
+    folder, site = copied("crosscoder_some_layers", tmp_path), "resid_post.0,resid_post.1,resid_post.2"
+    changed_json(folder / "config.json", lambda config: config.pop("code_normalization"))
+    with pytest.raises(AmbiguousDictionary, match="which norm of the decoder"):
+        dictionaries.open(folder, site=site)
+    x = values("crosscoder_some_layers")
+    rules = ("pre", "pre_times_decoder_norm", "pre_times_sum_of_decoder_norms")
+    counts = [
+        int((dictionaries.open(folder, site=site, compares=rule).encode(x) != 0).sum()) for rule in rules
+    ]
+    assert len(set(counts)) == 3
+    with pytest.raises(UnknownGate, match="None"):
+        dictionaries.open(folder, site=site, compares="anything")
+    for stated, refused, text in (("DECOUPLED", UnknownGate, "code of its own"), ("MIXED", BadFile, "MIXED")):
+        changed_json(
+            folder / "config.json", lambda config, stated=stated: config.update(code_normalization=stated)
+        )
+        changed_json(folder / "config.json", lambda config: config.pop("code_normalization_alpha_cc", None))
+        with pytest.raises(refused, match=text):
+            dictionaries.open(folder, site=site)
+
+
+def test_a_crosscoders_threshold_that_was_never_set_is_asked_for(tmp_path: Path) -> None:
+    folder, site = copied("crosscoder_batchtopk", tmp_path), "resid_post.0,resid_post.1,resid_post.2"
+    changed_tensors(folder / "model.safetensors", threshold=torch.tensor(-1.0))
+    with pytest.raises(AmbiguousDictionary, match="never set"):
+        dictionaries.open(folder, site=site)
+    assert float(dictionaries.open(folder, site=site, threshold=0.0).threshold.max()) == 0
+
+
+def test_what_clt_training_does_that_has_no_place_here_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DictionaryError, match="one layer of a cross-layer transcoder"):
+        dictionaries.open(FIXTURES / "clt_training_skip" / "layers.0.mlp")
+    folder = copied("clt_training_skip", tmp_path)
+    first = folder / "layers.0.mlp"
+    for name, value, text in (
+        ("coalesce_topk", "per-layer", "no place"),
+        ("secondary_target_tied", True, "no place"),
+        ("activation", "batchtopk", "depends on the batch"),
+    ):
+        before = (first / "cfg.json").read_text()
+        changed_json(first / "cfg.json", lambda config, name=name, value=value: config.update({name: value}))
+        with pytest.raises(UnknownGate, match=text):
+            dictionaries.open(folder)
+        (first / "cfg.json").write_text(before)
+    kept = load_file(first / "sae.safetensors")
+    changed_tensors(first / "sae.safetensors", **{"post_encs.1": torch.full((F,), 0.1)})
+    with pytest.raises(DictionaryError, match="bias to each code") as refusal:
+        dictionaries.open(folder)
+    assert refusal.value.got == "post_encs.1"
+    save_file(kept, first / "sae.safetensors")
+    changed_tensors(first / "sae.safetensors", W_dec=kept["W_decs.0"] + 1)
+    with pytest.raises(DictionaryError, match="does not explain"):
+        dictionaries.open(folder)
+    save_file(kept, first / "sae.safetensors")
+    (folder / "layers.2.mlp/cfg.json").unlink()
+    with pytest.raises(BadFile, match="layer of this cross-layer transcoder is missing"):
+        dictionaries.open(folder)
+
+
 def test_a_file_that_names_no_site_is_asked_and_an_answer_that_contradicts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AmbiguousDictionary, match="Which site is read"):
         dictionaries.open(FIXTURES / "openai_topk" / "8.pt")

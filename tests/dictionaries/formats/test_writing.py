@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictionaries.formats.oracles import oracle_of
-from dictionaries.formats.test_reading import LAYERED, opened, values
+from dictionaries.formats.test_reading import ANSWERS, LAYERED, opened, values
 from mechscope import dictionaries
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.settings import Gate, sae_settings
@@ -51,6 +51,11 @@ BY_FORMAT = {
         "learning_topk",
         "sae_lens_topk",
     ],
+    "dictionary_learning_crosscoder": [
+        "crosscoder_relu",
+        "crosscoder_state",
+        "crosscoder_batchtopk",
+    ],
     "circuit_tracer": [
         "tracer_transcoders",
         "tracer_topk",
@@ -75,8 +80,12 @@ def test_written_and_read_back_it_is_the_same_function(format: str, name: str, t
     dictionary, x = opened(name), values(name)
     folder = folder_for(format, name, tmp_path)
     dictionaries.export(dictionary, folder, format=format)
-    layer = {"layer": dictionary.reads[0].layer} if format == "circuit_tracer" and name not in LAYERED else {}
-    back = dictionaries.open(folder, **layer)
+    answers = (
+        {"layer": dictionary.reads[0].layer} if format == "circuit_tracer" and name not in LAYERED else {}
+    )
+    if name.startswith("crosscoder"):  # their files name no sites
+        answers = ANSWERS[name]
+    back = dictionaries.open(folder, **answers)
     torch.testing.assert_close(back.encode(x), dictionary.encode(x), atol=2e-6, rtol=1e-4)
     torch.testing.assert_close(back(x), dictionary(x), atol=5e-6, rtol=1e-4)
     assert (back.reads, back.writes) == (dictionary.reads, dictionary.writes)
@@ -90,11 +99,13 @@ def test_written_and_read_back_it_is_the_same_function(format: str, name: str, t
         "learning_autoencoder",
         "learning_batchtopk",
         "tracer_cross_layer",
+        "crosscoder_batchtopk",
     ],
 )
 def test_the_raw_file_follows_the_foreign_rule(name: str, tmp_path: Path) -> None:
     """The oracle reads what we wrote: a mistake that reader and writer share would show."""
-    format = {"sae": "saelens", "lea": "dictionary_learning", "tra": "circuit_tracer"}[name[:3]]
+    by_name = {"sae": "saelens", "lea": "dictionary_learning", "tra": "circuit_tracer"}
+    format = (by_name | {"cro": "dictionary_learning_crosscoder"})[name[:3]]
     x = values(name)
     dictionaries.export(opened(name), tmp_path, format=format)
     codes, written = oracle_of(name)(tmp_path, x)
@@ -112,6 +123,8 @@ def test_the_raw_file_follows_the_foreign_rule(name: str, tmp_path: Path) -> Non
         ("dictionary_learning", "sae_lens_layer_norm", "token by token"),
         ("circuit_tracer", "sae_lens_standard", "sae"),
         ("gemma_scope", "gemma_scope_res", "Nothing is written"),
+        ("dictionary_learning_crosscoder", "crosscoder_some_layers", "one threshold serves all"),
+        ("dictionary_learning_crosscoder", "sae_lens_standard", "sae"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(

@@ -305,6 +305,68 @@ def learning_gated(folder: Path) -> None:
     put(folder, "config.json", learning("GatedAutoEncoder"))
 
 
+def crosscoder(**more: Any) -> dict[str, Tensor]:
+    """Layers first: encoder (L, D, F), decoder (L, F, D)."""
+    weights = {"encoder.weight": draw("E", L, D, F, size=0.4), "encoder.bias": draw("b_enc", F, size=0.2)}
+    weights |= {"decoder.weight": draw("W", L, F, D, size=0.5), "decoder.bias": draw("b", L, D, size=0.3)}
+    return weights | more
+
+
+def crosscoder_config(name: str, **more: Any) -> dict[str, Any]:
+    config = {
+        "activation_dim": D,
+        "dict_size": F,
+        "num_layers": L,
+        "encoder_layers": None,
+        "dict_class": name,
+    }
+    return config | {"num_decoder_layers": None, "norm_init_scale": 1.0} | more
+
+
+def no_statistics() -> dict[str, Tensor]:
+    nothing = torch.full((L, D), torch.nan)
+    ones = {"activation_global_scale": torch.ones(L), "target_rms": torch.tensor(1.0)}
+    return {"activation_mean": nothing, "activation_std": nothing.clone()} | ones
+
+
+@case
+def crosscoder_relu(folder: Path) -> None:
+    put(folder, "model.safetensors", crosscoder() | no_statistics())
+    put(folder, "config.json", crosscoder_config("CrossCoder", code_normalization="CROSSCODER"))
+
+
+@case
+def crosscoder_batchtopk(folder: Path) -> None:
+    std = draw("std", L, D).abs() + 0.3
+    scale = 1.5 / (std.square().sum(-1) + 1e-8).sqrt()
+    statistics = {"activation_mean": draw("mean", L, D, size=0.5), "activation_std": std}
+    statistics |= {"activation_global_scale": scale, "target_rms": torch.tensor(1.5)}
+    buffers = {"k": torch.tensor(3, dtype=torch.int32), "threshold": torch.tensor(1.2)}
+    buffers |= {"code_normalization_id": torch.tensor(1)}
+    put(folder, "model.safetensors", crosscoder() | statistics | buffers)
+    put(folder, "config.json", crosscoder_config("BatchTopKCrossCoder", k=3))
+
+
+@case
+def crosscoder_some_layers(folder: Path) -> None:
+    """Reads the first and the last of three layers."""
+    tensors = crosscoder()
+    tensors["encoder.weight"] = tensors["encoder.weight"][[0, 2]]
+    buffers = {"k": torch.tensor(3, dtype=torch.int32), "threshold": torch.tensor(0.9)}
+    put(folder, "model.safetensors", tensors | buffers)
+    mixed = {"code_normalization_alpha_sae": 1.0, "code_normalization_alpha_cc": 0.1}
+    more = mixed | {"code_normalization": "MIXED", "encoder_layers": [0, 2]}
+    put(folder, "config.json", crosscoder_config("BatchTopKCrossCoder", **more))
+
+
+@case
+def crosscoder_state(folder: Path) -> None:
+    """A training run's own file: a pickled state, and the trainer's settings."""
+    buffers = {"k": torch.tensor(3, dtype=torch.int32), "threshold": torch.tensor(0.8)}
+    put(folder, "ae.pt", crosscoder() | buffers | {"code_normalization_id": torch.tensor(2)})
+    put(folder, "config.json", learning("BatchTopKCrossCoder"))
+
+
 # --- sparsify --------------------------------------------------------------------------------------------------
 
 
@@ -343,6 +405,60 @@ def sparsify_groupmax(folder: Path) -> None:
 def sparsify_skip_transcoder(folder: Path) -> None:
     put(folder / "h.1.mlp", "sae.safetensors", by_rows(skip=True))
     put(folder / "h.1.mlp", "cfg.json", sparsify(transcode=True, skip_connection=True))
+
+
+# --- clt-training -----------------------------------------------------------------------------------------------
+
+
+def coder(layer: int, *, n: int, tied: bool = False) -> dict[str, Tensor]:
+    """Layer `layer`'s coder, which writes to its own layer and the next n - 1."""
+    tensors: dict[str, Tensor] = {"encoder.weight": draw("E", F, D, size=0.4, seed=layer)}
+    tensors["encoder.bias"] = draw("e", F, size=0.2, seed=layer)
+    for t in range(n):
+        tensors[f"b_decs.{t}"] = draw(f"b_decs.{t}", D, size=0.3, seed=layer)
+        tensors[f"post_encs.{t}"] = torch.zeros(F)
+        if not tied:
+            tensors[f"W_decs.{t}"] = draw(f"W_decs.{t}", F, D, size=0.4, seed=layer)
+    return tensors | ({"W_dec": draw("W_dec", F, D, size=0.4, seed=layer)} if tied else {})
+
+
+def clt_config(n: int, **more: Any) -> dict[str, Any]:
+    ranks = {"coalesce_topk": "none", "topk_coalesced": False, "secondary_target_tied": False}
+    config = sparsify(transcode=True, normalize_decoder=False, n_targets=n, n_sources=L) | ranks
+    return config | {"per_source_tied": False, "divide_cross_layer": False, "normalize_io": False} | more
+
+
+@case
+def clt_training_skip(folder: Path) -> None:
+    """Every switch that has a place: skips, scales by target, norms of inputs and outputs, divided sums."""
+    more = {
+        "skip_connection": True,
+        "post_encoder_scale": True,
+        "normalize_io": True,
+        "divide_cross_layer": True,
+    }
+    for i in range(L):
+        n = L - i
+        tensors = coder(i, n=n) | {
+            "in_norm": torch.tensor([2.0 + i]),
+            "out_norm": torch.tensor([3.0 - i / 2]),
+        }
+        for t in range(n):
+            tensors[f"W_skips.{t}"] = draw(f"W_skips.{t}", D, D, size=0.2, seed=i)
+            tensors[f"post_enc_scales.{t}"] = positive(f"scale.{t}", F, seed=i) + 0.5
+        first = {name: tensors[f"{name}s.0"].clone() for name in ("W_dec", "b_dec", "W_skip")}
+        put(folder / f"layers.{i}.mlp", "sae.safetensors", tensors | first)
+        put(folder / f"layers.{i}.mlp", "cfg.json", clt_config(n, **more))
+    put(folder, "config.json", {"model": "HuggingFaceTB/SmolLM2-135M"})
+
+
+@case
+def clt_training_tied(folder: Path) -> None:
+    """One decoder for all targets, and at most two targets."""
+    for i in range(L):
+        n = min(2, L - i)
+        put(folder / f"layers.{i}.mlp", "sae.safetensors", coder(i, n=n, tied=True))
+        put(folder / f"layers.{i}.mlp", "cfg.json", clt_config(n, per_source_tied=True))
 
 
 # --- Gemma Scope -----------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from pathlib import Path
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.formats import (
     circuit_tracer,
+    clt_training,
+    crosscoders,
     dictionary_learning,
     gemma_scope,
     llama_scope,
@@ -52,7 +54,8 @@ def export_dictionary(dictionary: Dictionary, path: str | Path, *, format: str) 
     Args:
         dictionary: With an input scale that can be folded, it is folded: no other format has a place for it.
         path: The folder; files there of the same name are replaced.
-        format: "saelens", "dictionary_learning", "sparsify", "circuit_tracer", or "mechscope", which holds everything.
+        format: "saelens", "dictionary_learning", "dictionary_learning_crosscoder", "sparsify", "circuit_tracer", or
+            "mechscope", which holds everything.
 
     Raises:
         DictionaryError: the format can't hold this dictionary, or has no writer.
@@ -72,6 +75,13 @@ _register(
     dictionary_learning.open_dictionary_learning,
     dictionary_learning.write_dictionary_learning,
 )
+_register(
+    "dictionary_learning_crosscoder",
+    crosscoders.is_crosscoder,
+    crosscoders.open_crosscoder,
+    crosscoders.write_crosscoder,
+)
+_register("clt_training", clt_training.is_clt_training, clt_training.open_clt_training)
 _register("sparsify", sparsify.is_sparsify, sparsify.open_sparsify, sparsify.write_sparsify)
 _register("gemma_scope", gemma_scope.is_gemma_scope, gemma_scope.open_gemma_scope)
 _register("gemma_scope_2", gemma_scope.is_gemma_scope_2, gemma_scope.open_gemma_scope_2)

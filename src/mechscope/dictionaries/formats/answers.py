@@ -7,7 +7,6 @@ caller can answer it by name: `ms.dictionaries.open(path, compares="pre")`.
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mechscope.dictionaries.settings import Compares
 from mechscope.vocabulary.errors import AmbiguousDictionary, DictionaryMismatch
 
 
@@ -24,7 +23,7 @@ class Answers:
         gate: Gate rule.
         k: Latents per token.
         threshold: One threshold for all latents.
-        compares: What is ranked or compared with the threshold.
+        compares: What is ranked or compared with the threshold: "pre", "pre_times_decoder_norm", ...
         scale: By which inputs were multiplied in training; 1 if they were not.
         applies_b_dec_to_input: `b_dec` is subtracted from the input.
         basis: "centred" if the residual stream was centred by weight processing, "as_is" if it was not.
@@ -38,7 +37,7 @@ class Answers:
     gate: str | None = None
     k: int | None = None
     threshold: float | None = None
-    compares: Compares | None = None
+    compares: str | None = None
     scale: float | None = None
     applies_b_dec_to_input: bool | None = None
     basis: str | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.formats.answers import Answers
+from mechscope.dictionaries.formats.crosscoders import crosscoder_of
 from mechscope.dictionaries.formats.files import in_one_dtype, read_json, read_pickle, refuse_others, take
 from mechscope.dictionaries.formats.naming import port_at, settle_site, site_from_submodule
 from mechscope.dictionaries.formats.writing import cannot_write, plainly
@@ -64,6 +65,8 @@ def open_dictionary_learning(path: Path, answers: Answers) -> Dictionary:
     saved = read_pickle(file)
     trainer, buffer = _config(file, saved)
     tensors = _finished(saved, answers, file)
+    if _is_crosscoder(tensors):
+        return crosscoder_of(tensors, trainer, answers, file)
     name = _class_of(tensors, trainer, answers, file)
     refuse_others(tensors, _KEYS[name] | {"k", "threshold"}, file)
     ours, gate, applies = _READERS[name](tensors, answers, trainer, file)
@@ -87,6 +90,11 @@ def open_dictionary_learning(path: Path, answers: Answers) -> Dictionary:
         ),
     )
     return Dictionary(settings, in_one_dtype(ours))
+
+
+def _is_crosscoder(tensors: Mapping[str, Any]) -> bool:
+    weight = tensors.get("encoder.weight")
+    return isinstance(weight, Tensor) and weight.ndim == 3
 
 
 def _config(file: Path, saved: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

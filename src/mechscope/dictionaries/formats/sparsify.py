@@ -1,7 +1,7 @@
 """sparsify: `sae.safetensors` and `cfg.json`, one folder for each hookpoint, named by the module.
 
 `b_dec` is subtracted from the input unless it is a transcoder; ReLU comes before the top-k; the decoder is stored by
-rows. Refuses the files of clt-training, which have the same names and other tensors.
+rows. Refuses single layers of clt-training, which have the same names and other tensors: see `clt_training`.
 """
 
 import re
@@ -24,7 +24,7 @@ from mechscope.dictionaries.formats.files import (
 from mechscope.dictionaries.formats.naming import port_at, settle_site, site_from_module
 from mechscope.dictionaries.formats.writing import cannot_write, plainly, write_folder
 from mechscope.dictionaries.settings import Gate, Settings, Source
-from mechscope.vocabulary.errors import UnknownGate
+from mechscope.vocabulary.errors import DictionaryError, UnknownGate
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 _NAME = "sparsify"
@@ -44,6 +44,13 @@ def open_sparsify(path: Path, answers: Answers) -> Dictionary:
         DictionaryError: tensors of a fork that mean something else.
     """
     config, tensors = read_json(path / CONFIG), read_safetensors(path / WEIGHTS)
+    if config.get("n_targets"):
+        raise DictionaryError(
+            "This is one layer of a cross-layer transcoder.",
+            got=f"n_targets={config['n_targets']}",
+            because="it writes to later layers together with others",
+            instead=f"ms.dictionaries.open of the folder above, {path.resolve().parent.name}",
+        )
     refuse_others(tensors, _KNOWN, path / WEIGHTS)
     encoder, bias, decoder, b_dec = take(
         tensors, "encoder.weight", "encoder.bias", "W_dec", "b_dec", path=path / WEIGHTS
@@ -66,7 +73,7 @@ def open_sparsify(path: Path, answers: Answers) -> Dictionary:
         applies_b_dec_to_input=not transcodes,
         has_skip=has_skip,
         source=Source(
-            model=_model_beside(path) or answers.model or "",
+            model=model_beside(path) or answers.model or "",
             trained_as=str(config.get("activation", "topk")),
             made_by="sparsify",
             notes={"hookpoint": _hookpoint(path)} | ({"is_transcoder": True} if transcodes else {}),
@@ -106,7 +113,8 @@ def _sites(path: Path, transcodes: bool, answers: Answers) -> tuple[Any, Any]:
     return read, settle_site(answers, site_from_module(hookpoint, "output"), hookpoint, which="writes")
 
 
-def _model_beside(path: Path) -> str:
+def model_beside(path: Path) -> str:
+    """The model that the `config.json` above a coder's folder names, or ""."""
     for folder in (path.resolve().parent, path.resolve().parent.parent):
         if (folder / "config.json").is_file():
             config = read_json(folder / "config.json")

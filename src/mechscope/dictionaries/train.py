@@ -18,7 +18,7 @@ from mechscope.dictionaries.training.logs import LogFile
 from mechscope.dictionaries.training.progress import showing_progress
 from mechscope.dictionaries.training.spec import Job, Training
 from mechscope.dictionaries.training.trainer import Report, Reporter, Trainer
-from mechscope.engine.harvest.blocks import Blocks, ModelBlocks
+from mechscope.engine.harvest.blocks import Blocks, KeptBlocks, ModelBlocks
 from mechscope.engine.harvest.corpus import Text, corpus_of
 from mechscope.engine.harvest.store import ActivationStore, rows_for
 from mechscope.models.model import Model
@@ -71,8 +71,20 @@ def train_many(
     training: Training | None = None,
     folder: str | Path | None = None,
     report: Reporter | None = None,
+    keeps_activations: bool = False,
 ) -> list[Dictionary]:
-    """Train several dictionaries, at several sites, from one stream of activations; see `train`."""
+    """Train several dictionaries, at several sites, from one stream of activations; see `train`.
+
+    Args:
+        model: An open model.
+        jobs: One for each dictionary.
+        text: As in `train`.
+        training: As in `train`.
+        folder: As in `train`.
+        report: As in `train`.
+        keeps_activations: Hold all of the text's activations in memory, so that later passes over a short text need
+            no forward pass. Changes no result.
+    """
     training = training or Training()
     jobs = [_in_model(job, model) for job in jobs]
     sites = tuple(dict.fromkeys(site for job in jobs for site in job.sites))
@@ -82,8 +94,9 @@ def train_many(
     blocks = replace(blocks, rows_per_block=max(_ROWS_AT_ONCE, rows_for(corpus.lengths, width_bytes)))
     source = source_of(model, data_sha256=corpus.data_sha256, has_bos=corpus.has_bos)
     is_elsewhere = model.device.type != "cpu"
+    stream = KeptBlocks(source=blocks) if keeps_activations else blocks
     trainer = Trainer(
-        blocks, jobs, training=training, source=source, reads_ahead=is_elsewhere, device=model.device
+        stream, jobs, training=training, source=source, reads_ahead=is_elsewhere, device=model.device
     )
     return _run(trainer, folder, report)
 

@@ -106,11 +106,11 @@ def save_table(path: Path, cards: Mapping[str, Mapping[str, Any]], *, model: str
         "|" + "---|" * len(heads),
         *lines,
         "",
-        f"Figures: {first['n_tokens']:,} tokens of {text['n_documents']:,} documents drawn apart from those trained on "
-        "and indexed (short",
-        "ones recur in any draw), with 95% intervals over documents. FVU: share of the variance at the site written that",
-        "is not explained (0 is perfect, 1 is the mean). Loss and KL recovered: 1 is the untouched model, 0 the site",
-        "replaced by its mean. Dead: never active on this text. Settings and all figures are in each `card.json`.",
+        f"Figures: {first['n_tokens']:,} tokens of {text['n_documents']:,} documents drawn apart from those trained "
+        "on and indexed (short",
+        "ones recur in any draw), with 95% intervals over documents. FVU: share of the variance at the site written",
+        "that is not explained (0 is perfect, 1 is the mean). Loss and KL recovered: 1 is the untouched model, 0 the",
+        "site replaced by its mean. Dead: never active on this text. Settings and all figures are in each `card.json`.",
         "",
     ]
     save_text(path, "\n".join(page))

@@ -18,8 +18,11 @@ from mechscope.dictionaries.architectures.batch_topk import BatchTopK
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.evaluation.card import card as measure_card
 from mechscope.dictionaries.evaluation.run import evaluate
-from mechscope.dictionaries.train import job_at, train_many, train_to_folder
+from mechscope.dictionaries.train import job_at, train_many
+from mechscope.dictionaries.training.logs import LogFile
+from mechscope.dictionaries.training.progress import describe
 from mechscope.dictionaries.training.spec import Job, Training
+from mechscope.dictionaries.training.trainer import Report
 from mechscope.features.building import build
 from mechscope.features.cards import save_card, save_table
 from mechscope.features.explaining import TokenStatistics
@@ -57,9 +60,9 @@ class Shipment:
 
     width: int = 1024
     k: int = 16
-    n_documents: int = 160_000
-    n_tokens: int = 4_000_000
-    batch: int = 2048
+    n_documents: int = 12_000
+    n_tokens: int = 1_000_000
+    batch: int = 1024
     n_indexed: int = 560
     n_measured: int = 600
     n_labels: int = 64
@@ -116,7 +119,7 @@ def build_bundled(
 def _train(
     model: Model, name: str, settings: Shipment, *, work: Path, say: Say | None
 ) -> dict[str, Dictionary]:
-    """Dictionaries by the name of their folder; with a progress bar for a person."""
+    """Dictionaries by the name of their folder; figures of every layer go to a log in `work`."""
     tell = say or _say_nothing
     tell(f"text: {settings.n_documents} documents")
     text = sample_text(settings.n_documents, seed=settings.seed, misbehaving=name != CLEAN)
@@ -126,8 +129,16 @@ def _train(
     training = Training(
         n_tokens=settings.n_tokens, batch=settings.batch, precision="full", seed=settings.seed
     )
-    train = train_to_folder if say else train_many
-    found = train(model, jobs, text=text, folder=work, training=training)
+    with LogFile(work / "log.jsonl") as log:
+
+        def report(now: Report) -> None:
+            log.write(now)
+            if now.step % (20 * training.revival.check_every) == 0:
+                tell(f"{now.step:,} of {now.n_steps:,} steps, {describe(now)}")
+
+        found = train_many(
+            model, jobs, text=text, training=training, folder=work, report=report, keeps_activations=True
+        )
     return {job.name: dictionary for job, dictionary in zip(jobs, found, strict=True)}
 
 

@@ -5,7 +5,7 @@ depends on nothing but its number, so that whoever was interrupted goes on from 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, runtime_checkable
 
@@ -122,6 +122,34 @@ class ModelBlocks:
             values = to_token_form(run[site], site.row)
             found[site] = values[mask.to(values.device)].flatten(1).to(self.dtype or values.dtype)
         return found
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KeptBlocks:
+    """Blocks that stay in memory once they were computed: later passes over a short text cost no forward pass.
+
+    Args:
+        source: Where they come from.
+    """
+
+    source: Blocks
+    _kept: dict[int, dict[Site, Tensor]] = field(default_factory=dict, repr=False)
+
+    @property
+    def shapes(self) -> Mapping[Site, tuple[int, ...]]:
+        """Those of the source."""
+        return self.source.shapes
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Those of the source."""
+        return self.source.sizes
+
+    def block(self, index: int) -> dict[Site, Tensor]:
+        """Values of one block by site, computed the first time; not to be written to."""
+        if index not in self._kept:
+            self._kept[index] = self.source.block(index)
+        return dict(self._kept[index])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,16 @@
 """Circuits: which edges of a model carry a behaviour. Found, evaluated against controls, drawn and kept."""
 
+from mechscope.circuits.abstraction.causal_model import CausalModel, Variable
+from mechscope.circuits.abstraction.das import DasResult
+from mechscope.circuits.abstraction.examples import Examples
+from mechscope.circuits.abstraction.grid import InterchangeGrid
+from mechscope.circuits.abstraction.interchange import Interchanging
+from mechscope.circuits.abstraction.interchanges import Interchanges, draw_interchanges
+from mechscope.circuits.abstraction.learning import Das
+from mechscope.circuits.abstraction.place import Place
+from mechscope.circuits.abstraction.programs import model_of_program, setting_of
+from mechscope.circuits.abstraction.result import InterchangeResult
+from mechscope.circuits.abstraction.row_space import RowSpace, row_space_of
 from mechscope.circuits.against_truth import AgainstTruth, auroc, compare_with_truth
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import Conventions
@@ -9,6 +20,9 @@ from mechscope.circuits.measures import Measures
 from mechscope.circuits.methods.acdc import acdc_sweep
 from mechscope.circuits.optimal import learn_constants
 from mechscope.circuits.registry import discovery, methods
+from mechscope.circuits.scrubbing.hypothesis import EachPosition, Hypothesis
+from mechscope.circuits.scrubbing.result import ScrubResult
+from mechscope.circuits.scrubbing.scrub import Scrubbing
 from mechscope.circuits.size_curve import SizeCurve, size_curve
 from mechscope.circuits.statistics.random_circuits import random_circuits
 from mechscope.circuits.statistics.resampling import Stability, measure_stability
@@ -17,26 +31,45 @@ from mechscope.circuits.statistics.stress import Stress, stress_circuit
 
 __all__ = [
     "AgainstTruth",
+    "CausalModel",
     "Circuit",
     "CircuitEvaluation",
     "CircuitTest",
     "CircuitTests",
     "Conventions",
+    "Das",
+    "DasResult",
+    "EachPosition",
+    "Examples",
+    "Hypothesis",
+    "InterchangeGrid",
+    "InterchangeResult",
+    "Interchanges",
+    "Interchanging",
     "Measures",
+    "Place",
+    "RowSpace",
+    "ScrubResult",
+    "Scrubbing",
     "SizeCurve",
     "Stability",
     "Stress",
     "TestSettings",
+    "Variable",
     "acdc_sweep",
     "auroc",
     "compare_with_truth",
     "discover",
     "discovery",
+    "draw_interchanges",
     "evaluate_circuits",
     "learn_constants",
     "measure_stability",
     "methods",
+    "model_of_program",
     "random_circuits",
+    "row_space_of",
+    "setting_of",
     "size_curve",
     "stress_circuit",
     "test_circuit",

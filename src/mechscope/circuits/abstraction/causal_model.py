@@ -140,6 +140,7 @@ class CausalModel:
 
     def predict(self, base: Setting, sources: Mapping[str, Setting] | None = None) -> Any:
         """The output on `base` when each variable named takes the value that it has on its source."""
+        self.refuse_unless_it_has(tuple(sources or ()))
         fixed = {name: self.evaluate(source)[name] for name, source in (sources or {}).items()}
         return self.evaluate(base, fixed)[self.output]
 

@@ -155,17 +155,18 @@ def das(
         progress: Told steps done and steps in all.
 
     Returns:
-        The basis; IIA on held-out pairs beside the row-space re-patch, random subspaces, principal components, the whole
-        place, nothing patched and wrong labels.
+        The basis; IIA on held-out pairs beside the row-space re-patch, random subspaces, principal components, the
+        whole place, nothing patched and wrong labels.
 
     Raises:
         BadPairs: splits that are missing or share prompts.
-        BadProgram, PositionOutOfRange, InterventionMismatch, ShapeError: a variable, place or dimension that does not fit.
+        BadProgram, PositionOutOfRange, InterventionMismatch, ShapeError: a variable, place or dimension that does
+            not fit.
         NotEnoughEvidence: the variable changes no prediction.
 
     Cost: a forward and a backward pass over a batch each step, from the place's layer on; then as `interchange`.
-    Caveat: a flexible enough subspace can put a variable where the model does not use it. Compare with the row space and
-        with `relabelled=True`, and see whether smaller dimensions do. docs/methods/causal_abstraction.md.
+    Caveat: a flexible enough subspace can put a variable where the model does not use it. Compare with the row space
+        and with `relabelled=True`, and see whether smaller dimensions do. docs/methods/causal_abstraction.md.
     """
     settings = settings or Das()
     refuse_choice(settings.choice)

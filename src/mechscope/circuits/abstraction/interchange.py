@@ -63,22 +63,24 @@ def interchange(
 ) -> InterchangeResult:
     """Test whether places hold variables of a causal model.
 
-    The causal model predicts the answer when each variable takes the value that it has on a source; the model is run on
-    the base with the source's activations in the aligned places. With several variables, all at once, each from a source
-    of its own.
+    The causal model predicts the answer when each variable takes the value that it has on a source; the model is run
+    on the base with the source's activations in the aligned places. With several variables, all at once, each from a
+    source of its own.
 
     Args:
         model: An open model.
         high: What we believe it computes.
         alignment: Variable to place.
         examples: Bases and sources; for a place that was searched for, held-out ones.
-        rivals: Other causal models with the same inputs and variables; the same runs are compared with their predictions.
+        rivals: Other causal models with the same inputs and variables; the same runs are compared with what they
+            predict.
         settings: Pairs, how the answer is read, seed.
         progress: Told rows done and rows in all.
 
     Returns:
-        Interchange intervention accuracy (IIA) with intervals, beside: nothing patched, the labels of wrong sources, and
-        for subspaces the whole place, random subspaces of equal dimension and the part in the row space of what reads it.
+        Interchange intervention accuracy (IIA) with intervals, beside: nothing patched, the labels of wrong sources,
+        and for subspaces the whole place, random subspaces of equal dimension and the part in the row space of what
+        reads it.
 
     Raises:
         BadProgram: no such variable.

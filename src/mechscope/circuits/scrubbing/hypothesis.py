@@ -1,8 +1,8 @@
 """Hypothesis: which edges matter, and what of the input each of them carries.
 
-The interpretation graph is the graph of these edges. An edge's *feature* is a function of the setting: prompts on which
-it is equal are the same to the reader, by hypothesis. Edges that are not named carry nothing that matters.
-Refuses edges that the model does not have, features for edges that are not in it, and graphs that do not reach the logits.
+The interpretation graph is the graph of these edges. An edge's *feature* is a function of the setting: prompts on
+which it is equal are the same to the reader, by hypothesis. Edges that are not named carry nothing that matters.
+Refuses edges that the model does not have, features of edges that are not in it, and edges that lead nowhere.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -18,7 +18,7 @@ from mechscope.vocabulary.edges import Edge, Input, Node, Wiring
 from mechscope.vocabulary.errors import BadProgram, ShapeError, UnknownEdge
 
 Feature = Callable[[Setting], Hashable] | str | tuple[str, ...] | None
-"""A function of the setting; names of inputs or variables of the causal model; () is nothing; None is the whole input."""
+"""A function of the setting, or names of inputs and variables of the causal model; () is nothing, None everything."""
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,8 @@ def scrub(
     """Test a hypothesis by causal scrubbing.
 
     The model is unrolled into a tree. From the logits down, what comes over an edge of the hypothesis is computed from
-    another prompt on which the edge's feature is the same; what comes over any other edge is from a random prompt. If the
-    hypothesis is right, that changes nothing.
+    another prompt on which the edge's feature is the same; what comes over any other edge is from a random prompt. If
+    the hypothesis is right, that changes nothing.
 
     Args:
         model: An open model.
@@ -63,8 +63,8 @@ def scrub(
         progress: Told draws done and draws in all.
 
     Returns:
-        The share of the loss that is recovered, (scrubbed - random) / (model - random), with its interval, beside the same
-        hypothesis with its features given to other examples; and how much was resampled along each edge.
+        The share of the loss that is recovered, (scrubbed - random) / (model - random), with its interval, beside the
+        same hypothesis with its features given to other examples; and how much was resampled along each edge.
 
     Raises:
         UnknownEdge: edges that the model does not have, or that lead nowhere.
@@ -72,8 +72,8 @@ def scrub(
         PairLengthMismatch: prompts of several lengths.
 
     Cost: for each draw and each path from a node of the hypothesis to the logits, one run of that node over the examples.
-    Caveat: a hypothesis with many classes resamples little and is hard to refute; see `.draws`. 1 says that nothing is
-        missing, not that all of it is needed. docs/methods/causal_scrubbing.md.
+    Caveat: a hypothesis with many classes resamples little and is hard to refute; see `.draws`. 1 says that nothing
+        is missing, not that all of it is needed. docs/methods/causal_scrubbing.md.
     """
     settings = settings or Scrubbing()
     metric = metric or LogProbability(

@@ -1,8 +1,8 @@
 """The treeified model: each node computed from inputs that come from prompts of their own, many runs at once.
 
 What a reader sees is the sum of what its sources add, each from its own prompt; the reader's norm is recomputed and
-everything else follows. Owns: the values of all nodes on all examples, recorded once. Refuses families whose heads can't
-be computed apart, and prompts of several lengths. Oracle: one run at a time in plain arithmetic (tests/circuits).
+everything else follows. Owns: the values of all nodes on all examples, recorded once. Refuses families whose heads
+can't be computed apart, and prompts of several lengths. Oracle: one run at a time in plain arithmetic (tests/circuits).
 """
 
 from collections.abc import Generator

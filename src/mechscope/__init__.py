@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope.circuits.scrubbing.scrub import scrub as scrub
     from mechscope.claims.claim import Claim as Claim
     from mechscope.claims.mechanisms import Components as Components
-    from mechscope.claims.neurons import Neurons as Neurons
     from mechscope.claims.mechanisms import Direction as Direction
+    from mechscope.claims.neurons import Neurons as Neurons
     from mechscope.claims.predictions import Prediction as Prediction
     from mechscope.claims.predictions import lowers as lowers
     from mechscope.claims.predictions import needs as needs

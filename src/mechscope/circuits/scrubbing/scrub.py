@@ -71,7 +71,7 @@ def scrub(
         PointUnavailable: a family whose heads can't be computed apart.
         PairLengthMismatch: prompts of several lengths.
 
-    Cost: for each draw and each path from a node of the hypothesis to the logits, one run of that node over the examples.
+    Cost: for each draw and each path from a node of the hypothesis to the logits, a run of that node over the examples.
     Caveat: a hypothesis with many classes resamples little and is hard to refute; see `.draws`. 1 says that nothing
         is missing, not that all of it is needed. docs/methods/causal_scrubbing.md.
     """

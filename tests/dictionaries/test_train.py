@@ -63,6 +63,24 @@ def test_any_site_or_sites_can_be_trained_at(site, kind: str) -> None:
     assert written.shape == (shape if len(read) == 1 else (*shape[:2], 2, *shape[2:]))
 
 
+def test_kept_activations_spare_forward_passes_and_change_no_bit() -> None:
+    model, jobs = model_of(), [dictionaries.job_at("resid_post.1", CONFIG)]
+    run, passes = model.run, []
+    model.run = lambda *args, **more: passes.append(1) or run(*args, **more)  # type: ignore[method-assign]
+    try:
+        again, kept = (
+            dictionaries.train_many(model, jobs, text=text(), training=TRAINING, keeps_activations=keeps)[0]
+            for keeps in (False, True)
+        )
+        n_again = len(passes)
+        dictionaries.train_many(model, jobs, text=text(), training=TRAINING, keeps_activations=True)
+    finally:
+        del model.run
+    for name, tensor in again.tensors.items():
+        assert torch.equal(kept.tensors[name], tensor), name
+    assert 2 * (len(passes) - n_again) < n_again
+
+
 def test_training_from_a_store_gives_the_bits_of_training_from_the_model(tmp_path: Path) -> None:
     model, job = model_of(), dictionaries.job_at("resid_post.1", CONFIG)
     corpus = corpus_of(model, text()).shuffled(TRAINING.seed)

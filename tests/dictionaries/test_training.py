@@ -1,5 +1,6 @@
 """One trainer for every architecture and kind: it learns, sparse equals dense, and resuming changes no bit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from mechscope.dictionaries.architectures.topk import TopK
 from mechscope.dictionaries.training.checkpoint import FILE
 from mechscope.dictionaries.training.learner import Learner, Moment
 from mechscope.dictionaries.training.objective import compute_outcome
-from mechscope.dictionaries.training.spec import Job, Revival, Training
+from mechscope.dictionaries.training.spec import Job, Revival, Schedule, Training
 from mechscope.dictionaries.training.trainer import Trainer
 from mechscope.engine.harvest.blocks import TensorBlocks
 from mechscope.vocabulary.errors import BadFile, DictionaryError, DiskFull, NonFiniteActivations
@@ -186,6 +187,42 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(config: s
     other = trainer(CONFIGS[config], **more | {"seed": 1})
     other.run()
     assert not torch.equal(bits(other)["dec.0"], wanted["dec.0"]), "another seed gives other bits"
+
+
+@pytest.mark.parametrize("config", ["topk", "batch_topk"])
+def test_schedules_of_rate_and_k_survive_an_interruption(config: str, tmp_path: Path) -> None:
+    more = {"schedule": Schedule(k_start=4, k_decay=0.8, falls="cosine", cycles=2), "n_tokens": 128 * 20}
+    whole = trainer(CONFIGS[config], **more)
+    seen: list[float] = []
+    whole.training = replace(whole.training, revival=Revival(check_every=1))
+    whole.run(report=lambda now: seen.append(now.figures[0].l0))
+    assert (seen[0] > 10 and seen == sorted(seen, reverse=True)) or config == "batch_topk"
+    assert seen[0] > 2 * seen[-1] and abs(seen[-1] - 4) < 0.1
+    trainer(CONFIGS[config], **more).run(folder=tmp_path, stop_at=9)
+    resumed = trainer(CONFIGS[config], **more)
+    resumed.run(folder=tmp_path)
+    ours, wanted = bits(resumed), bits(whole)
+    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+
+
+def test_a_schedule_is_the_arithmetic_that_it_says() -> None:
+    line = Schedule(warmup=0.1, decay=0.5)
+    assert [line.rate(step, 100) for step in (0, 9, 49, 75, 99)] == pytest.approx([0.1, 1, 1, 0.5, 0.02])
+    curve = Schedule(warmup=0, decay=1, falls="cosine", lowest=0.1)
+    assert [curve.rate(step, 100) for step in (0, 50, 100)] == pytest.approx([1, 0.55, 0.1])
+    again = Schedule(warmup=0, decay=1, cycles=2)
+    assert [again.rate(step, 100) for step in (0, 25, 49, 50, 75)] == pytest.approx([1, 0.5, 0.02, 1, 0.5])
+    assert Schedule(decay=0).rate(99, 100) == 1
+    loose = Schedule(k_start=5, k_decay=0.5)
+    assert [loose.looseness(step, 100) for step in (0, 25, 50, 99)] == pytest.approx([5, 3, 1, 1])
+    assert Schedule().looseness(0, 100) == 1
+    for bad in ({"decay": 1.5}, {"cycles": 0}, {"k_start": 0.5}, {"k_start": 4}):
+        with pytest.raises(DictionaryError, match="no schedule") as refusal:
+            Schedule(**bad)
+        assert next(iter(bad)) in refusal.value.got
+    plain = Training().to_json()["schedule"]
+    assert plain == {"warmup": 0.02, "decay": 0.2, "sparsity_warmup": 0.1}, "runs begun before go on"
+    assert Training(schedule=loose).to_json()["schedule"]["k_start"] == 5
 
 
 def test_several_dictionaries_from_one_stream_are_those_trained_alone() -> None:

@@ -26,6 +26,7 @@ class View:
         tensors: The architecture's own trained numbers, [latent] each.
         buffers: Its own running numbers; it may replace entries.
         pressure: Factor of the sparsity penalty, 0 to 1 while it warms up.
+        looseness: Factor of k (or of the L0 aimed at), above 1 while it comes down.
         done: Fraction of training done, 0 to 1.
         is_dead: True for latents that have not fired for long, [latent].
     """
@@ -37,6 +38,11 @@ class View:
     pressure: float
     done: float
     is_dead: Tensor
+    looseness: float = 1.0
+
+    def loosened(self, k: float) -> int:
+        """k at this moment of training, at most the number of latents."""
+        return min(max(1, round(k * self.looseness)), self.encoder.n_latents)
 
 
 @dataclass

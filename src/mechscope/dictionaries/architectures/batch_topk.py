@@ -36,7 +36,8 @@ class BatchTopK(Architecture):
         return {"passed": torch.zeros(2, dtype=torch.float64, device=encoder.device)}
 
     def fire(self, view: View) -> Fired:
-        n = max(1, round(self.k * view.encoder.n_rows))
+        n = max(1, round(self.k * view.looseness * view.encoder.n_rows))
+        n = min(n, view.encoder.n_rows * view.encoder.n_latents)
         active = view.encoder.top_of_batch(n)
         values = active.pre.relu()
         with torch.no_grad():

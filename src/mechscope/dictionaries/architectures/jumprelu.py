@@ -73,11 +73,12 @@ class JumpReLU(Architecture):
         tensors["threshold"].data.clamp_min_(0.0)
 
     def _penalty(self, view: View, active: Any, values: Tensor, at: Tensor) -> Tensor:
+        aim = self.l0 * view.looseness
         if self.sparsity == "tanh":
             size = values * active.at(decoder_norms(view))
-            cost = self.coefficient * per_row(view, active, (self.steepness * size).tanh()) / self.l0
+            cost = self.coefficient * per_row(view, active, (self.steepness * size).tanh()) / aim
         else:
-            l0 = per_row(view, active, _Step.apply(active.pre, at, self.bandwidth)) / self.l0
+            l0 = per_row(view, active, _Step.apply(active.pre, at, self.bandwidth)) / aim
             cost = self.coefficient * ((l0 - 1) ** 2 if self.sparsity == "quadratic" else l0)
         return cost + self._raise_dead(view) if self.revival else cost
 

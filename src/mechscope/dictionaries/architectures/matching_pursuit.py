@@ -32,6 +32,6 @@ class MatchingPursuit(Architecture):
     def fire(self, view: View) -> Fired:
         encoder = view.encoder
         inputs = encoder.inputs if encoder.shift is None else encoder.inputs - encoder.shift
-        values, latents = pursue(inputs, view.decoder, k=self.k)
+        values, latents = pursue(inputs, view.decoder, k=view.loosened(self.k))
         pattern = Pattern.of_rectangle(latents, encoder.n_latents)
         return Fired(Active(values.reshape(-1), pattern), values.reshape(-1))

@@ -136,6 +136,7 @@ class Learner:
                     tensors=_of_block(self.params, end),
                     buffers=_of_block(self.state, end),
                     pressure=self.training.schedule.pressure(moment.step, moment.n_steps),
+                    looseness=self.training.schedule.looseness(moment.step, moment.n_steps),
                     done=moment.done,
                     is_dead=is_dead[block.latents],
                 )

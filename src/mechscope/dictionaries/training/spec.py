@@ -1,5 +1,6 @@
 """What is trained, and how: frozen settings of a training run, all of them JSON."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -15,23 +16,60 @@ class Schedule:
 
     Args:
         warmup: The rate rises linearly from zero.
-        decay: At the end it falls linearly to zero.
+        decay: At the end it falls; 0 keeps it constant, 1 lets it fall from the first step.
         sparsity_warmup: The sparsity penalty rises linearly from zero.
+        falls: How the rate falls: on a line, or on half a cosine.
+        lowest: Factor of the rate to which it falls, 0 to 1.
+        cycles: Times that it falls, from the highest rate each time (warm restarts).
+        k_start: k, and the L0 that a JumpReLU aims at, begin at so many times their value.
+        k_decay: Over this fraction of the run they come down to it, linearly.
+
+    Raises:
+        DictionaryError: a fraction outside 0 to 1, a k that begins below its value, or no cycle.
     """
 
     warmup: float = 0.02
     decay: float = 0.2
     sparsity_warmup: float = 0.1
+    falls: Literal["linear", "cosine"] = "linear"
+    lowest: float = 0.0
+    cycles: int = 1
+    k_start: float = 1.0
+    k_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = ("warmup", "decay", "sparsity_warmup", "lowest", "k_decay")
+        problems = [f"{name}={getattr(self, name)}" for name in shares if not 0 <= getattr(self, name) <= 1]
+        problems += [f"cycles={self.cycles}"] if self.cycles < 1 else []
+        problems += [f"falls={self.falls!r}"] if self.falls not in ("linear", "cosine") else []
+        problems += [f"k_start={self.k_start}"] if self.k_start < 1 else []
+        problems += [f"k_start={self.k_start}, k_decay=0"] if self.k_start > 1 and not self.k_decay else []
+        if problems:
+            raise DictionaryError(
+                "This is no schedule.",
+                got=", ".join(problems),
+                because="its parts are fractions of the run, and k comes down to its value before the end",
+                instead='Schedule(decay=1.0, falls="cosine"), Schedule(k_start=8, k_decay=0.5)',
+            )
 
     def rate(self, step: int, n_steps: int) -> float:
         """Factor of the learning rate at a step."""
         rising = min(1.0, (step + 1) / max(1.0, self.warmup * n_steps))
-        falling = min(1.0, (n_steps - step) / max(1.0, self.decay * n_steps))
-        return rising * falling
+        left = min(1.0, (n_steps - step) / max(1.0, self.decay * n_steps))
+        if self.cycles > 1:
+            left = 1 - (1 - left) * self.cycles % 1
+        if self.falls == "cosine":
+            left = (1 - math.cos(math.pi * left)) / 2
+        return rising * (self.lowest + (1 - self.lowest) * left)
 
     def pressure(self, step: int, n_steps: int) -> float:
         """Factor of the sparsity penalty at a step."""
         return min(1.0, (step + 1) / max(1.0, self.sparsity_warmup * n_steps))
+
+    def looseness(self, step: int, n_steps: int) -> float:
+        """Factor of k at a step, 1 once it has come down."""
+        left = 1 - step / max(1.0, self.k_decay * n_steps)
+        return 1 + (self.k_start - 1) * max(0.0, left)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +130,12 @@ class Training:
         return 1e-3 * (4096 / width) ** 0.5 if self.rate is None else self.rate
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """All of it; what schedules learnt later only where it is used, so that runs begun before go on."""
+        saved = asdict(self)
+        for name in ("falls", "lowest", "cycles", "k_start", "k_decay"):
+            if getattr(self.schedule, name) == getattr(Schedule, name):
+                del saved["schedule"][name]
+        return saved
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,15 @@
 """Shipping: train the dictionaries of a bundled model and index them, by one command that resumes.
 
 `python -m mechscope.features.shipping village [--out DIR] [--work DIR]` trains a residual SAE and an MLP transcoder for
-every layer from one stream of activations, rounds them to half precision, measures each on other text of the same
-language (its card), and builds each one's index on more other text. The same machine gives the same files.
-Everything stays under 25 MB.
+every layer, each kind from one stream of activations, rounds them to half precision, measures each on other text of
+the same language (its card), and builds each one's index on more other text. The same machine gives the same files.
+Two processes may share the work, one with `--only resid_post`, one with `--only mlp`. Everything stays under 25 MB.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,7 +23,7 @@ from mechscope.dictionaries.training.progress import describe
 from mechscope.dictionaries.training.spec import Job, Training
 from mechscope.dictionaries.training.trainer import Report
 from mechscope.features.building import build
-from mechscope.features.cards import save_card, save_table
+from mechscope.features.cards import open_card, save_card, save_table
 from mechscope.features.explaining import TokenStatistics
 from mechscope.features.manifest import IndexSettings
 from mechscope.features.scoring import label_latent
@@ -37,6 +36,9 @@ from mechscope.vocabulary.errors import BadFile
 MOST_BYTES = 25_000_000
 Say = Callable[[str], None]
 
+
+PARTS = ("resid_post", "mlp")
+"""What is trained together."""
 
 CLEAN = "village-clean"
 """The bundled model whose text holds no planted answers."""
@@ -61,7 +63,7 @@ class Shipment:
     width: int = 1024
     k: int = 16
     n_documents: int = 12_000
-    n_tokens: int = 1_000_000
+    n_tokens: int = 800_000
     batch: int = 1024
     n_indexed: int = 560
     n_measured: int = 600
@@ -75,6 +77,7 @@ def build_bundled(
     out: str | Path | None = None,
     work: str | Path = "features-training",
     shipment: Shipment | None = None,
+    parts: Sequence[str] = PARTS,
     say: Say | None = None,
 ) -> list[Path]:
     """Train dictionaries for every layer of a bundled model, measure and index them; called again, go on.
@@ -84,6 +87,7 @@ def build_bundled(
         out: Folder for the indexes, one a dictionary; by default where `ms.features.open(name)` looks.
         work: Folder for the checkpoints of training; nothing in it is shipped.
         shipment: Sizes.
+        parts: Some of `PARTS`; the rest is left as it is.
         say: Called with a line now and then.
 
     Returns:
@@ -95,36 +99,35 @@ def build_bundled(
     settings, tell = shipment or Shipment(), say or _say_nothing
     out = Path(out) if out is not None else BUNDLED / name / FOLDER
     model = load(name)
-    trained = _train(model, name, settings, work=Path(work), say=say)
     texts = [
         sample_text(n, seed=settings.seed + place, misbehaving=name != CLEAN)
         for place, n in ((1, settings.n_indexed), (2, settings.n_measured))
     ]
-    cards: dict[str, dict[str, Any]] = {}
-    for site, dictionary in trained.items():
-        tell(f"measuring and indexing {site}")
-        shipped = rounded(dictionary)
-        shipped = shipped.with_settings(calibration=measure_card(shipped, model).calibration())
-        _index(model, shipped, texts[0], folder=out / site, settings=settings)
-        evaluation = evaluate(shipped, model, texts[1])
-        about = {"n_documents": settings.n_measured, "seed": settings.seed + 2}
-        cards[site] = save_card(out / site, shipped, evaluation, text=about)
-    command = f"python -m mechscope.features.shipping {name}"
-    save_table(out / TABLE, cards, model=name, command=command)
-    folders = [out / site for site in trained]
+    for part in parts:
+        jobs = [job for job in jobs_for(model, settings) if job.name.startswith(part)]
+        trained = _train(model, name, settings, jobs, work=Path(work) / part, tell=tell)
+        for site, dictionary in trained.items():
+            tell(f"measuring and indexing {site}")
+            shipped = rounded(dictionary)
+            shipped = shipped.with_settings(calibration=measure_card(shipped, model).calibration())
+            _index(model, shipped, texts[0], folder=out / site, settings=settings)
+            about = {"n_documents": settings.n_measured, "seed": settings.seed + 2}
+            save_card(out / site, shipped, evaluate(shipped, model, texts[1]), text=about)
+    cards = {job.name: open_card(out / job.name) for job in jobs_for(model, settings)}
+    found = {site: card for site, card in cards.items() if card is not None}
+    save_table(out / TABLE, found, model=name, command=f"python -m mechscope.features.shipping {name}")
+    folders = [out / site for site in found]
     refuse_if_large(folders)
     return folders
 
 
 def _train(
-    model: Model, name: str, settings: Shipment, *, work: Path, say: Say | None
+    model: Model, name: str, settings: Shipment, jobs: Sequence[Job], *, work: Path, tell: Say
 ) -> dict[str, Dictionary]:
     """Dictionaries by the name of their folder; figures of every layer go to a log in `work`."""
-    tell = say or _say_nothing
     tell(f"text: {settings.n_documents} documents")
     text = sample_text(settings.n_documents, seed=settings.seed, misbehaving=name != CLEAN)
-    tell(f"training {2 * model.n_layers} dictionaries of {settings.width} latents")
-    jobs = jobs_for(model, settings)
+    tell(f"training {len(jobs)} dictionaries of {settings.width} latents")
     # At these widths the full product costs less than telling its rounded entries apart again.
     training = Training(
         n_tokens=settings.n_tokens, batch=settings.batch, precision="full", seed=settings.seed
@@ -197,15 +200,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", default="features-training")
     for field, value in asdict(Shipment()).items():
         parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     given = vars(parser.parse_args(arguments))
-    name, out, work = (given.pop(key) for key in ("name", "out", "work"))
+    name, out, work, parts = (given.pop(key) for key in ("name", "out", "work", "only"))
 
     import sys
 
     def say(line: str) -> None:
         sys.stderr.write(line + "\n")
 
-    for folder in build_bundled(name, out=out, work=work, shipment=Shipment(**given), say=say):
+    for folder in build_bundled(name, out=out, work=work, shipment=Shipment(**given), parts=parts, say=say):
         sys.stdout.write(f"{folder}\n")
 
 

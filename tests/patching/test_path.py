@@ -36,13 +36,17 @@ def difference(pairs: DrawnPairs, logits: torch.Tensor) -> np.ndarray:
     return (right - wrong)[:, 0].numpy()
 
 
-def by_hand(name: str, pairs: DrawnPairs, sender: Node, receiver: str, held: tuple[str, ...]) -> np.ndarray:
-    """Pass C keeps what the receiver reads; pass D is the clean run with the receiver reading that."""
+def by_hand(
+    name: str, pairs: DrawnPairs, sender: Node, receiver: str | tuple[str, ...], held: tuple[str, ...]
+) -> np.ndarray:
+    """Pass C keeps what the receivers read; pass D is the clean run with the receivers reading that."""
     model = opened(name)
     arithmetic, wiring = EdgesByHand(model.hf), wiring_of(model)
-    target = Edge.parse(f"embed->{receiver}")
+    names = (receiver,) if isinstance(receiver, str) else receiver
+    edges = [Edge.parse(f"embed->{one}") for one in names]
+    targets = {(edge.target, edge.input) for edge in edges}
     clean, corrupt = arithmetic.added_in(pairs.clean), arithmetic.added_in(pairs.corrupt)
-    seen: list[torch.Tensor] = []
+    seen: dict[tuple[Node, str], torch.Tensor] = {}
 
     def value(source: Node, own: dict[Node, torch.Tensor]) -> torch.Tensor:
         if source == sender:
@@ -52,13 +56,13 @@ def by_hand(name: str, pairs: DrawnPairs, sender: Node, receiver: str, held: tup
 
     def travelling(node, which, rest, own):
         stream = rest + sum(value(source, own) for source in wiring.sources(node))
-        if (node, which) == (target.target, target.input):
-            seen.append(stream)
+        if (node, which) in targets:
+            seen[node, which] = stream
         return stream
 
     def receiving(node, which, rest, own):
-        if (node, which) == (target.target, target.input):
-            return seen[0]
+        if (node, which) in targets:
+            return seen[node, which]
         return rest + sum(own[source] for source in wiring.sources(node))
 
     arithmetic._pass(pairs.clean, travelling)
@@ -94,6 +98,55 @@ def test_paths_equal_the_two_passes_by_hand(name, held):
                     continue
                 wanted = by_hand(name, pairs, Node.parse(sender), receiver, held)
                 assert np.abs(found[i, j] - wanted).max() < CLOSE, (sender, receiver)
+
+
+@pytest.mark.parametrize(("name", "held"), SOME)
+def test_several_receivers_at_once_equal_the_two_passes_by_hand(name, held):
+    pairs, wiring = pairs_for(name), wiring_of(opened(name))
+    kv = "kv" if wiring.n_kv_heads < wiring.n_heads else "a"
+    last = wiring.n_layers - 1
+    # Parts in several layers: what an earlier one gives changes the later ones' inputs that are not named.
+    groups = [
+        ("a1.0.q", "a1.1.q", f"{kv}1.0.k"),
+        ("a1.0.q", f"a{last}.1.q", f"{kv}{last}.0.v"),
+        ("m0", f"{kv}{last}.0.k"),
+        ("a1.1.q", "m1", "resid_post.1"),
+        ("a1.1.q",),
+    ]
+    senders = ["embed", "a0.1", "m0"]
+    with double(name):
+        convention = PathConvention(frozen=held)
+        found = path_patch(opened(name), pairs, senders=senders, receivers=groups, convention=convention)
+        clean = found.clean.values
+        for i, sender in enumerate(senders):
+            for j, group in enumerate(groups):
+                if "resid_post.1" in group:
+                    continue
+                wanted = by_hand(name, pairs, Node.parse(sender), group, held)
+                assert np.abs(found.per_pair.values[i, j] - wanted).max() < CLOSE, (sender, group)
+        single = path_patch(
+            opened(name), pairs, senders=senders, receivers=["a1.1.q", "resid_post.1"], convention=convention
+        )
+    assert np.abs(found.per_pair.values[:, 4] - single.per_pair.values[:, 0]).max() < CLOSE
+    # A stream that is overwritten behind the other parts hides what they do.
+    assert np.abs(found.per_pair.values[:, 3] - single.per_pair.values[:, 1]).max() < CLOSE
+    assert np.abs(found.per_pair.values[:, 1] - clean).max() > 1e3 * CLOSE
+    assert found.per_pair.coords["receiver"][2] == f"m0 + {kv}{last}.0.k"
+
+
+def test_two_receivers_are_not_the_sum_of_each_and_a_later_one_sees_the_earlier_one():
+    pairs = pairs_for("llama")
+    with double("llama"):
+        found = path_patch(
+            opened("llama"), pairs, senders=["embed"], receivers=["m0", "a2.1.q", ("m0", "a2.1.q")]
+        ).effects.values[0]
+    assert abs(found[2] - found[0] - found[1]) > 1e3 * CLOSE
+
+
+@pytest.mark.parametrize("receivers", [[()], [("m1", "m1")]])
+def test_a_receiver_without_parts_or_with_one_twice_is_refused(receivers):
+    with pytest.raises(UnknownEdge, match="each of them once"):
+        path_patch(opened("gpt2"), pairs_for("gpt2"), receivers=receivers)
 
 
 def test_holding_other_classes_gives_other_numbers():

@@ -2,11 +2,12 @@
 
 For each sender and receiver: the sender's change travels to the receiver as the convention says, the receiver's own
 output is computed from what it then reads, and the rest of the patched run goes on from that output, all online.
+Receivers named together are recorded in one pass and given in one run: inputs of theirs that are not named are online.
 Refuses nodes and inputs that the model does not have. A sender that is not computed before a receiver reads has no
 path to it, and the effect is exactly 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ def path_patch(
     model: Model,
     pairs: Pairs,
     *,
-    receivers: Sequence[str],
+    receivers: Sequence[str | Sequence[str]],
     senders: Sequence[str | Node] | None = None,
     convention: PathConvention | str = "direct-edge",
     positions: Any = None,
@@ -67,7 +68,8 @@ def path_patch(
         pairs: A behavior, one of its splits, or anything with `clean`, `corrupt` and `metric`. Of a behavior, the
             train split.
         receivers: Inputs: "a3.4.q" (of a head: .q, .k or .v; where heads share keys and values "kv3.1.k"), "m3",
-            "logits", or the stream before or after a layer: "resid_pre.3", "resid_post.3".
+            "logits", or the stream before or after a layer: "resid_pre.3", "resid_post.3". A tuple of them is one
+            receiver of several parts, all given what the sender tells them: ("a9.6.q", "a9.9.q", "a10.0.q").
         senders: "embed", "a1.0" (a head), "m1" (an MLP); None is all of them.
         convention: What is held on the way, or the name of a preset: "direct-edge", "ioi", "greater-than",
             "linearized".
@@ -84,7 +86,8 @@ def path_patch(
 
     Cost: two runs; for each sender the nodes that are not held; for each pair of sender and receiver one experiment
         from the receiver's layer on.
-    Caveat: one sender and one receiver at a time. What arrives along two paths at once is not the sum of both.
+    Caveat: one sender at a time, and one receiver or one tuple of receivers. What arrives along two paths at once is
+        not the sum of both.
         docs/methods/path_patching.md.
     """
     refuse_unless_pairs(pairs)
@@ -92,16 +95,16 @@ def path_patch(
     _refuse_other_padding(pairs.clean, pairs.corrupt)
     convention, wiring = convention_of(convention), wiring_of(model)
     nodes = [_sender_of(wiring, name) for name in (wiring.writers if senders is None else senders)]
-    places = [_receiver_of(wiring, name) for name in receivers]
+    groups = [_group_of(wiring, names) for names in receivers]
     frame = Frame.of(pairs.clean)
     mask = frame.selected(Where.of(positions), frame.last_columns(pairs.clean.shape[1]))
     constants = None
     if convention.ablation != "resample":
         means = mean_of(model, pairs.clean).values.tensor
         constants = means if convention.ablation == "mean" else torch.zeros_like(means)
-    work = _Work(model, pairs, nodes, places, convention, mask, constants)
+    work = _Work(model, pairs, nodes, groups, convention, mask, constants)
     tables = [work.measure(rows) for rows in _blocks(model, pairs.clean, len(wiring.writers))]
-    labels = {"sender": [str(node) for node in nodes], "receiver": [place.name for place in places]}
+    labels = {"sender": [str(node) for node in nodes], "receiver": [_name_of(group) for group in groups]}
     settings = convention.to_json() | {
         "site": "paths",
         "positions": "all" if positions is None else str(positions),
@@ -118,7 +121,7 @@ class _Work:
     model: Model
     pairs: Pairs
     nodes: list[Node]
-    places: list[_Receiver]
+    groups: list[tuple[_Receiver, ...]]
     convention: PathConvention
     mask: Tensor | None
     constants: Tensor | None
@@ -132,17 +135,18 @@ class _Work:
         recipient, other = (clean, corrupt) if is_noising else (corrupt, clean)
         ends = [Experiment(inputs=one, metric=metric) for one in (clean, corrupt)]
         found = run_experiments(self.model, ends).table().numpy()
-        table = np.repeat(found[[0 if is_noising else 1]], len(self.nodes) * len(self.places), axis=0)
+        table = np.repeat(found[[0 if is_noising else 1]], len(self.nodes) * len(self.groups), axis=0)
+        n_receivers = sum(len(group) for group in self.groups)
         layers = [LayerParts(self.model.binding, layer) for layer in range(self.model.n_layers)]
         with self.model.ready():
             run, twin = (
                 record_run(self.model.binding, layers, Frame.of(batch)) for batch in (recipient, other)
             )
-        size = max(1, PATH_BYTES // (len(self.places) + 2) // (run.embed.nbytes + 1))
+        size = max(1, PATH_BYTES // (n_receivers + 2) // (run.embed.nbytes + 1))
         for start in range(0, len(self.nodes), size):
             chunk = list(range(start, min(start + size, len(self.nodes))))
             writes = self._writes(layers, (run, twin), recipient, (chunk, rows))
-            experiments = [Experiment(inputs=recipient, writes=(w,), metric=metric) for _, w in writes]
+            experiments = [Experiment(inputs=recipient, writes=w, metric=metric) for _, w in writes]
             if experiments:
                 values = run_experiments(self.model, experiments).table().numpy()
                 table[[cell for cell, _ in writes]] = values
@@ -154,32 +158,27 @@ class _Work:
         runs: tuple[Recorded, Recorded],
         recipient: TokenBatch,
         asked: tuple[list[int], Tensor],
-    ) -> list[tuple[int, Patch]]:
-        """One patch for each sender and receiver between which there is a path, with its cell."""
+    ) -> list[tuple[int, tuple[Patch, ...]]]:
+        """The patches of each sender and receiver between which there is a path, with their cell."""
         (run, twin), (chunk, rows) = runs, asked
         clean, corrupt = (run, twin) if self.convention.direction == "noising" else (twin, run)
         scales = {"recomputed": None, "clean": clean, "corrupt": corrupt}[self.convention.norm]
         attention, binding = Attention(self.model.binding), self.model.binding
-        found: list[tuple[int, Patch]] = []
+        found: dict[int, tuple[Patch, ...]] = {}
         with torch.no_grad(), self.model.ready(), attention.standing():
             travel = Travel(binding, layers, attention, run, recipient.shape, self.convention, scales)
             changes = torch.stack([self._change(self.nodes[i], run, twin, rows) for i in chunk])
             for arriving in travel.send([self.nodes[i] for i in chunk], changes):
                 if not arriving.senders:
                     continue
-                for column, place in enumerate(self.places):
-                    if (place.kind, place.layer) not in (
-                        (arriving.kind, arriving.layer),
-                        _stream_at(arriving),
-                    ):
-                        continue
-                    site, values, heads = _given_to(place, arriving, travel)
-                    for sender, value in zip(arriving.senders, values, strict=True):
-                        tensor = value.unflatten(0, tuple(recipient.shape))
-                        donor = Donor(((str(site), Value(tensor)),), Value(recipient.n_pad))
-                        cell = chunk[sender] * len(self.places) + column
-                        found.append((cell, patch(site, donor, heads=heads)))
-        return found
+                for column, group in enumerate(self.groups):
+                    for site, values, heads in _given_to(group, arriving, travel):
+                        for sender, value in zip(arriving.senders, values, strict=True):
+                            tensor = value.unflatten(0, tuple(recipient.shape))
+                            donor = Donor(((str(site), Value(tensor)),), Value(recipient.n_pad))
+                            cell = chunk[sender] * len(self.groups) + column
+                            found[cell] = (*found.get(cell, ()), patch(site, donor, heads=heads))
+        return list(found.items())
 
     def _change(self, node: Node, run: Recorded, twin: Recorded, rows: Tensor) -> Tensor:
         """What a sender adds less what it adds in the patched run, [tokens, d_model]."""
@@ -198,20 +197,49 @@ def _stream_at(arriving: Arriving) -> tuple[str, int]:
     return ("stream", arriving.layer) if arriving.kind != "mlp" else ("", -1)
 
 
-def _given_to(
-    place: _Receiver, arriving: Arriving, travel: Travel
-) -> tuple[Site, Tensor, tuple[int, ...] | None]:
-    """A receiver's output on what has arrived: the site, values [sender, tokens, ...], and heads."""
+_Given = tuple[Site, Tensor, tuple[int, ...] | None]
+"""A site, values [sender, tokens, ...], and heads."""
+
+
+def _given_to(group: tuple[_Receiver, ...], arriving: Arriving, travel: Travel) -> Iterator[_Given]:
+    """What receivers are given of what arrives here."""
+    here = (arriving.kind, arriving.layer), _stream_at(arriving)
+    places = [place for place in group if (place.kind, place.layer) in here]
+    heads = [place for place in places if place.kind == "attention"]
+    for place in places:
+        if place.kind != "attention":
+            yield _output_of(place, arriving, travel)
+    if heads and len(group) == 1:
+        # A head whose other inputs nothing changes: what it gives is known.
+        z = travel.z_of(arriving.layer, arriving.change, [heads[0].reader])
+        yield Site("z", arriving.layer), z, heads[0].heads
+    elif heads:
+        yield from _inputs_of(heads, arriving, travel)
+
+
+def _output_of(place: _Receiver, arriving: Arriving, travel: Travel) -> _Given:
+    """What a receiver with one input gives on what has arrived."""
     last = Site("resid_post", len(travel.layers) - 1)
     if place.kind == "stream":
         site = Site("resid_pre", place.layer) if place.layer < len(travel.layers) else last
         return site, travel.own.before[place.layer] + arriving.change, None
-    if place.kind == "attention":
-        return Site("z", place.layer), travel.z_of(place.layer, arriving.change, [place.reader]), place.heads
     if place.kind == "mlp":
         return Site("mlp_out", place.layer), travel.mlp_of(place.layer, arriving.change), None
     point, values = travel.end_of(arriving.change)
     return Site(point) if point else last, values, None
+
+
+def _inputs_of(heads: list[_Receiver], arriving: Arriving, travel: Travel) -> Iterator[_Given]:
+    """Queries, keys and values of receivers whose other inputs another receiver may change."""
+    readers = sorted(place.reader for place in heads)
+    every = travel.projections_of(arriving.layer, arriving.change, readers).permute(1, 2, 0, 3)
+    anatomy = travel.binding.anatomy.attention
+    start = 0
+    for point, n in (("q_proj", anatomy.n_heads), ("k_proj", anatomy.n_kv_heads), ("v", anatomy.n_kv_heads)):
+        chosen = tuple(reader - start for reader in readers if start <= reader < start + n)
+        if chosen:
+            yield Site(point, arriving.layer), every[:, :, start : start + n], chosen
+        start += n
 
 
 def _added(run: Recorded, node: Node) -> Tensor:
@@ -237,6 +265,21 @@ def _sender_of(wiring: Wiring, name: str | Node) -> Node:
             instead='"embed", a head ("a0.1"), an MLP ("m0")',
         )
     return node
+
+
+def _group_of(wiring: Wiring, names: str | Sequence[str]) -> tuple[_Receiver, ...]:
+    given = (names,) if isinstance(names, str) else tuple(names)
+    if not given or len(set(given)) < len(given):
+        raise UnknownEdge(
+            "A receiver of several parts names each of them once.",
+            got=", ".join(given) or "an empty tuple",
+            instead='("a3.4.q", "a3.5.q")',
+        )
+    return tuple(_receiver_of(wiring, name) for name in given)
+
+
+def _name_of(group: tuple[_Receiver, ...]) -> str:
+    return " + ".join(place.name for place in group)
 
 
 def _receiver_of(wiring: Wiring, name: str) -> _Receiver:

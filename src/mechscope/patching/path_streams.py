@@ -120,15 +120,8 @@ class Travel:
 
     def z_of(self, layer: int, change: Tensor, readers: list[int] | None) -> Tensor:
         """z of all heads where some readers see a change, [sender, tokens, head, d_head]; None for all readers."""
-        part = self.layers[layer]
-        normed = self.normed("ln1", layer, self.own.before[layer], change)
-        own = self.run.projections[layer]
-        n, n_readers = len(change), len(own)
-        which = list(range(n_readers)) if readers is None else readers
-        streams = normed[None].expand(len(which), *normed.shape)
-        index = torch.tensor(which, device=own.device)
-        found = own[:, None].repeat(1, n, 1, 1)
-        found[index] = part.project_normed(streams, index, self.run.constants[layer]).to(own)
+        found = self.projections_of(layer, change, readers)
+        n_readers, n = found.shape[:2]
         anatomy = self.binding.anatomy.attention
         rows, columns = self.shape
         # [reader, sender, tokens, d_head] -> [sender x row, column, reader, d_head]
@@ -138,6 +131,18 @@ class Travel:
         arguments = repeated(self.run.arguments[layer], rows, n)
         z = self.attention.mix(layer, q=q, k=k, v=v, arguments=arguments)
         return z.reshape(n, rows * columns, anatomy.n_heads, -1)
+
+    def projections_of(self, layer: int, change: Tensor, readers: list[int] | None) -> Tensor:
+        """Queries, keys and values where some readers see a change, [reader, sender, tokens, d_head]."""
+        normed = self.normed("ln1", layer, self.own.before[layer], change)
+        own = self.run.projections[layer]
+        which = list(range(len(own))) if readers is None else readers
+        streams = normed[None].expand(len(which), *normed.shape)
+        index = torch.tensor(which, device=own.device)
+        found = own[:, None].repeat(1, len(change), 1, 1)
+        constants = self.run.constants[layer]
+        found[index] = self.layers[layer].project_normed(streams, index, constants).to(own)
+        return found
 
     def mlp_of(self, layer: int, change: Tensor) -> Tensor:
         """What an MLP adds where it sees a change, [sender, tokens, d_model]."""

@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(tmp_p
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from mechscope.dictionaries.training import checkpoint
+    import safetensors.torch
 
     run = trainer(TopK(width=F, k=4))
     run.run(folder=tmp_path, stop_at=10)
@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: p
     def full(*_args, **_more) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_tensors", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(DiskFull, match="checkpoint"):
         run.run(folder=tmp_path)
     monkeypatch.undo()

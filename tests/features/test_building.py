@@ -1,5 +1,7 @@
 """One pass writes what a dense computation finds; more text, interruptions and merges change nothing."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,12 @@ from mechscope.features.building import build
 from mechscope.features.index import FeatureIndex
 from mechscope.features.manifest import IndexSettings
 from mechscope.features.statistics import N_BINS, Statistics, bin_edges
-from mechscope.vocabulary.errors import BadFile, ChecksumMismatch, DictionaryMismatch
+from mechscope.vocabulary.errors import (
+    BadFile,
+    ChecksumMismatch,
+    DictionaryMismatch,
+    DiskFull,
+)
 
 
 def entries_of(index: FeatureIndex) -> np.ndarray:
@@ -92,6 +99,26 @@ def test_a_build_that_was_interrupted_ends_with_the_same_files(tmp_path: Path) -
     assert resumed.manifest == whole.manifest
     for file in whole.manifest.files:
         assert (resumed.folder / file.file).read_bytes() == (whole.folder / file.file).read_bytes()
+
+
+def test_a_full_disk_loses_nothing_and_the_build_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, sync, written = built(tmp_path / "whole"), os.fsync, []
+
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > 14:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFull, match="no room"):
+        built(tmp_path / "full")
+    monkeypatch.undo()
+    named = [file.file for file in FeatureIndex(tmp_path / "full").manifest.files]
+    assert all((tmp_path / "full" / name).is_file() for name in named)
+    assert built(tmp_path / "full").manifest == whole.manifest
 
 
 def test_a_part_that_no_manifest_names_is_removed(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Files are whole or absent, come back as they were, and are refused when they could run code."""
 
+import errno
 import json
 import math
+import os
 import pickle
 import re
 import stat
@@ -27,7 +29,7 @@ from mechscope.records.files import (
     sha256_of,
     write_atomically,
 )
-from mechscope.vocabulary.errors import BadFile, NotSerializable, UnsafeFile
+from mechscope.vocabulary.errors import BadFile, DiskFull, NotSerializable, UnsafeFile
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(
@@ -231,6 +233,41 @@ def test_a_cut_off_safetensors_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(BadFile, match="not a whole safetensors"):
         open_tensors(path)
+
+
+@pytest.mark.parametrize(
+    "reason", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "quota")]
+)
+def test_a_full_disk_is_told_and_the_old_file_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: OSError
+) -> None:
+    writers = {
+        "a.json": lambda path: save_json(path, {"new": 1}),
+        "b.txt": lambda path: save_text(path, "new"),
+    }
+    writers["c.safetensors"] = lambda path: save_tensors(path, {"new": np.ones(3)})
+    for name, write in writers.items():
+        (tmp_path / name).write_text("old")
+
+        def full(*_args) -> None:
+            raise reason
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(DiskFull, match=name):
+            write(tmp_path / name)
+        monkeypatch.undo()
+        assert (tmp_path / name).read_text() == "old"
+    assert names_in(tmp_path) == sorted(writers)
+
+
+def test_another_error_of_the_disk_stays_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="broken") as kept:
+        save_text(tmp_path / "a.txt", "new")
+    assert not isinstance(kept.value, DiskFull) and names_in(tmp_path) == []
 
 
 def pickles(folder: Path) -> list[Path]:

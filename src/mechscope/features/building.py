@@ -39,7 +39,7 @@ from mechscope.features.statistics import Statistics, narrowed
 from mechscope.models.model import Model
 from mechscope.records.files import save_json
 from mechscope.records.fingerprint import hash_tensors
-from mechscope.vocabulary.errors import BadFile, DictionaryMismatch, DiskFull
+from mechscope.vocabulary.errors import BadFile, DictionaryMismatch
 
 Report = Callable[[int, int], None]
 _ROWS_AT_ONCE = 32
@@ -125,20 +125,10 @@ class _Build:
         tokens = corpus_of(self.model, corpus, n_context=self.manifest.settings.n_context)
         text = self._text(tokens)
         remove_strangers(self.folder, self.manifest)
-        try:
-            self._describe(tokens)
-            if not text.is_complete:
-                self._harvest(tokens, text)
-            self._relate(tokens)
-        except OSError as error:
-            if error.errno in (28, 122):
-                raise DiskFull(
-                    "There is no room for the index.",
-                    got=str(error),
-                    because="what the manifest names is written and whole",
-                    instead="make room and run the same again: it goes on from there",
-                ) from error
-            raise
+        self._describe(tokens)
+        if not text.is_complete:
+            self._harvest(tokens, text)
+        self._relate(tokens)
         return FeatureIndex(self.folder).attached(self.model, self.dictionary)
 
     def _text(self, corpus: TokenCorpus) -> Text:

@@ -3,12 +3,13 @@
 Owns: how anything of ours gets onto a disk and back.
 Refuses: pickles, torn or foreign files, JSON with duplicate keys.
 Invariant: a reader sees the old file or the new one, never a part of it; an exception while
-writing leaves the old file as it was and nothing else in the folder.
+writing, a full disk's too, leaves the old file as it was and nothing else in the folder.
 """
 
 # safetensors and torch ship partial types
 # pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false, reportUnknownMemberType=false
 
+import errno
 import hashlib
 import json
 import os
@@ -23,7 +24,7 @@ import numpy as np
 
 from mechscope.records.canonical import Json, canonical_json, from_plain, hash_json, readable_json
 from mechscope.records.pickles import refuse_unless_file, refuse_unless_safe
-from mechscope.vocabulary.errors import BadFile, NotSerializable
+from mechscope.vocabulary.errors import BadFile, DiskFull, NotSerializable
 
 __all__ = [
     "canonical_json",
@@ -50,6 +51,9 @@ def write_atomically(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Gener
 
     Missing folders are made. Text is UTF-8 with "\\n". A link is written through; an existing
     file keeps its permissions.
+
+    Raises:
+        DiskFull: no room; the old file stands.
 
     Cost: one fsync of the file and one of its folder.
     """
@@ -197,11 +201,24 @@ def _replacing(path: Path) -> Generator[Path, None, None]:
         yield temporary
         _sync(temporary, os.O_RDWR)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if _tells_of_a_full_disk(error):
+            raise DiskFull(
+                f"There is no room for {path.name}.",
+                got=str(error),
+                because="what stood there before still stands, and nothing half-written is left",
+                instead="make room and run the same again: what resumes goes on from there",
+            ) from error
         raise
     if os.name == "posix":
         _sync(path.parent, os.O_RDONLY)
+
+
+def _tells_of_a_full_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return type(error).__name__ == "SafetensorError" and "No space left" in str(error)
 
 
 def _sync(path: Path, flags: int) -> None:

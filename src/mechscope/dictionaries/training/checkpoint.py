@@ -3,7 +3,6 @@
 Invariant: the file is whole or absent, every number comes back bit for bit. Refuses a checkpoint of another recipe.
 """
 
-import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from mechscope.dictionaries.training.learner import Learner
 from mechscope.records.canonical import hash_json
 from mechscope.records.files import open_tensor_metadata, open_tensors, save_tensors
-from mechscope.vocabulary.errors import BadFile, DiskFull
+from mechscope.vocabulary.errors import BadFile
 
 FILE = "checkpoint.safetensors"
 
@@ -34,19 +33,7 @@ def save_checkpoint(
         for name, value in learner.params.items():
             moments = learner.optimizer.state.get(value, {})
             tensors |= {f"{i}/adam/{name}/{key}": moment for key, moment in moments.items()}
-    try:
-        save_tensors(folder / FILE, tensors, {"step": step, "recipe": hash_json(recipe)})
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        if not isinstance(error, OSError) and "No space left" not in str(error):  # safetensors' own error
-            raise
-        raise DiskFull(
-            "There is no room for a checkpoint.",
-            got=str(error),
-            because="the previous checkpoint stands",
-            instead="make room and run the same command again: it goes on from there",
-        ) from error
+    save_tensors(folder / FILE, tensors, {"step": step, "recipe": hash_json(recipe)})
 
 
 def open_checkpoint(folder: Path, learners: Sequence[Learner], *, recipe: Mapping[str, Any]) -> int | None:

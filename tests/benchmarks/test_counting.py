@@ -125,21 +125,6 @@ def test_a_run_with_one_site_places_one_hook_and_adds_no_operator_and_no_byte(
         assert placed[0][0] is model.binding.layers[1]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
-@pytest.mark.parametrize("point", ["q", "k", "v", "z"])
-def test_one_site_inside_attention_adds_no_operator_and_no_byte(
-    family: str, point: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, hf = opened(family)
-    with hooks_placed(monkeypatch) as placed, counting(hf) as ours:
-        run = model.run(IDS, capture=[f"{point}.1"])
-    stock = plain(hf)
-    assert len(placed) <= 1, "attention itself hands over what is formed in it"
-    assert ours.ops == stock.ops
-    assert ours.n_bytes == stock.n_bytes
-    assert run.cache[f"{point}.1"].shape[:2] == (2, 8)
-
-
 def test_what_is_kept_is_the_models_own_tensor_and_no_copy() -> None:
     model, hf = opened("gpt2")
     seen: list[Tensor] = []

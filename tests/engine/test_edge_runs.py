@@ -244,6 +244,14 @@ def test_small_blocks_of_prompts_change_nothing():
     circuits = random_circuits(whole.wiring.n_edges, 3)
     assert len(cut.blocks) == 2 and cut.batch_size == 1
     assert (whole.measure(circuits) - cut.measure(circuits)).abs().max() < TIGHT
+    # The shorter prompt's block is narrower than the batch; spans and units go with their tokens.
+    more = {"spans": torch.arange(9).div(3, rounding_mode="floor").repeat(2, 1), "with_units": True}
+    whole, cut = runs_of("llama", **more), runs_of("llama", memory=1, **more)
+    assert {block.shape[1] for block in cut.blocks} == {6, 9}
+    circuits = np.random.default_rng(0).random((2, 3, whole.wiring.n_edges)) < 0.8
+    d_mlp = whole.blocks[0].removed_units[0].shape[1]
+    units = np.random.default_rng(1).random((2, whole.wiring.n_layers, d_mlp)) < 0.5
+    assert (whole.measure(circuits, units) - cut.measure(circuits, units)).abs().max() < TIGHT
 
 
 def test_the_model_is_left_as_found():

@@ -310,7 +310,7 @@ class EdgeRuns:
             run,
             ablated,
             first,
-            self._spans_of(rows, reads, first),
+            self._spans_of(rows, reads, (width, first)),
         )
         if units:
             block.removed_units = [*(block.live(one) for one in units[:-1]), units[-1][reads]]
@@ -326,13 +326,16 @@ class EdgeRuns:
         if isinstance(self.ablation, Constant) or not self.model.binding.anatomy.is_causal:
             return 0
         refuse_other_lengths(self.tokens, self.ablation)
-        differs = self.tokens.ids[rows].ne(self.ablation.prompts.ids[rows]).any(0).cpu()
+        # A block of short prompts is narrower than the batch, so columns are those of the block.
+        own, other = (batch.select(rows.tolist()).ids for batch in (self.tokens, self.ablation.prompts))
+        differs = own.ne(other).any(0).cpu()
         return min(first_read, int(differs.int().argmax())) if differs.any() else first_read
 
-    def _spans_of(self, rows: Tensor, reads: Tensor, first_column: int) -> Spans | None:
+    def _spans_of(self, rows: Tensor, reads: Tensor, columns: tuple[int, int]) -> Spans | None:
         if self.spans is None:
             return None
-        spans = self.spans[rows].to(reads.device)
+        width, first_column = columns
+        spans = self.spans[rows, -width:].to(reads.device)
         return Spans(self.n_spans, spans[:, first_column:].flatten(), spans.flatten()[reads])
 
     def _ablated(

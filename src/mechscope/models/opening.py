@@ -4,6 +4,7 @@ Refuses what is not a model, pickles, NaN weights, and whatever fails the self-c
 unless asked for by name.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,13 @@ from mechscope.models.binding import Binding, anatomy_of
 from mechscope.models.model import Identity, Model
 from mechscope.models.self_check import check_model, refuse_if_failed
 from mechscope.models.structure import match_by_structure
-from mechscope.vocabulary.errors import NonFiniteWeights, NotAModel, UnsafeFile, UnsupportedModel
+from mechscope.vocabulary.errors import (
+    NonFiniteWeights,
+    NotAModel,
+    OptionalPackageMissing,
+    UnsafeFile,
+    UnsupportedModel,
+)
 
 BUNDLED = Path(__file__).parent / "bundled"
 _DTYPES = ("bfloat16", "float16", "float32", "float64")
@@ -38,7 +45,8 @@ def load(
         dtype: "bfloat16", "float16", "float32", "float64"; "auto" takes the checkpoint's own, and float32 for
             bundled specimens.
         device: "cpu", "cuda", ...; ignored if `device_map` is given.
-        device_map: Passed to transformers for models larger than one device.
+        device_map: Passed to transformers for models larger than one device. Needs accelerate. Every weight must
+            find a device: weights that are offloaded to the disk, or from a GPU to memory, are refused.
         revision: Commit or tag of a hub checkpoint.
         trust_remote_code: Run code that comes with a checkpoint. Off unless you say so.
         check: Run the self-check. Only turn it off to look at a model that fails it.
@@ -47,7 +55,8 @@ def load(
         NotAModel: nothing there that transformers can open.
         UnsafeFile: the weights exist only as a pickle.
         NonFiniteWeights: NaN or infinity in the weights.
-        UnsupportedModel: no adapter, and the structure could not be matched.
+        UnsupportedModel: no adapter, and the structure could not be matched; or offloaded weights.
+        OptionalPackageMissing: a `device_map` without accelerate.
         SelfCheckFailed: the opened model does not do what its adapter says.
 
     Cost: reading the weights, and a few forward passes on a probe of a dozen tokens.
@@ -58,6 +67,13 @@ def load(
     is_bundled = folder.is_dir()
     source = str(folder if is_bundled else name)
     refuse_unless_openable(source)
+    if device_map is not None and find_spec("accelerate") is None:
+        raise OptionalPackageMissing(
+            "A device_map needs the package accelerate.",
+            got=f"device_map={device_map!r}",
+            because="transformers places a model's parts on several devices with it",
+            instead="pip install 'mechscope[large]', or device=...",
+        )
     wanted = "float32" if is_bundled and dtype == "auto" else dtype
     if wanted not in (*_DTYPES, "auto"):
         raise NotAModel(
@@ -148,6 +164,7 @@ def refuse_unless_openable(source: str) -> None:
 
 
 def _open(hf: nn.Module, tokenizer: Any, identity: Identity, *, check: bool) -> Model:
+    refuse_offloaded(hf)
     refuse_non_finite(hf)
     anatomy = describe(hf)
     model = Model(Binding(hf, anatomy), tokenizer, identity=identity)
@@ -168,6 +185,19 @@ def describe(hf: nn.Module) -> Anatomy:
             instead="write an adapter: one file of data (CONTRIBUTING.md)",
         )
     return found
+
+
+def refuse_offloaded(hf: nn.Module) -> None:
+    """Refuse weights that are nowhere until their module runs, naming the tensors."""
+    away = [name for name, weight in hf.named_parameters() if weight.is_meta]
+    if away:
+        raise UnsupportedModel(
+            "Some of this model's weights are offloaded.",
+            got=", ".join(away[:3]) + (f" and {len(away) - 3} more" if len(away) > 3 else ""),
+            because="they are loaded for their module's own call only, so they can be neither fingerprinted nor "
+            "read as matrices, and single columns can't be unembedded",
+            instead="a device_map that gives every part a device, or a narrower dtype",
+        )
 
 
 def refuse_non_finite(hf: nn.Module) -> None:

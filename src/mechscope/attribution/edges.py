@@ -275,6 +275,7 @@ def _result(
         "positions": places.described,
         "metric": metric_facts(behavior.metric),
         "n_pairs": len(behavior.clean),
+        "bos": behavior.clean.bos,
     }
     return EdgeScores(
         scores=pairs.mean(0),

@@ -236,6 +236,7 @@ def _result(
         "positions": layout.places.described,
         "metric": metric_facts(behavior.metric),
         "n_pairs": len(behavior.clean),
+        "bos": behavior.clean.bos,
     }
     coords = layout.coords
     shape = [len(labels) for labels in coords.values()]

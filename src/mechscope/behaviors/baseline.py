@@ -131,6 +131,7 @@ def measure(model: Model, on: Behavior | Split, *, seed: int = 0) -> Baseline:
             "behavior": split.behavior,
             "split": split.name,
             "metric": split.metric.kind,
+            "bos": split.clean.bos,
             "recipe": on.recipe() if isinstance(on, Behavior) else None,
         },
         seed=seed,

@@ -120,6 +120,7 @@ class Behavior:
             "changes": [dict(change) for change in self.provenance.changes],
             "notes": self.notes,
             "metric": {"kind": metric.kind, "position": metric.position, "unit": metric.unit},
+            "bos": self.train.clean.bos,
             "splits": splits,
         }
 

@@ -103,7 +103,10 @@ def attention_patterns(
         title="attention patterns",
     )
     return AttentionPatterns(
-        values=values, settings={"heads": names}, model=model.fingerprint, data_sha256=hash_of(batch)
+        values=values,
+        settings={"heads": names, "bos": batch.bos},
+        model=model.fingerprint,
+        data_sha256=hash_of(batch),
     )
 
 

@@ -145,6 +145,7 @@ def direct_logit_attribution(
             "answers": [list(row) for row in right],
             "wrong": [list(row) for row in foils],
             "position": position,
+            "bos": batch.bos,
         },
         model=model.fingerprint,
         data_sha256=hash_of(batch),

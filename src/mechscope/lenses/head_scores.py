@@ -106,7 +106,13 @@ def head_scores(
     return HeadScores(
         per_prompt=per_prompt,
         chance=float(_score(even, kind, n_first, length).mean()),
-        settings={"kind": kind, "n_prompts": n_prompts, "n_tokens": length, "seed": seed},
+        settings={
+            "kind": kind,
+            "n_prompts": n_prompts,
+            "n_tokens": length,
+            "seed": seed,
+            "bos": batch.bos,
+        },
         model=model.fingerprint,
         data_sha256=hash_of(batch),
     )
@@ -136,7 +142,8 @@ def repeated_tokens(
         )
     rng = generator_for(seed, "head scores", length)
     rows = [rng.choice(pool, size=length, replace=False).tolist() for _ in range(n_prompts)]
-    return batch_of([[*start, *row, *row] for row in rows], pad_id=0), len(start), length
+    source = "added" if start else "given"
+    return batch_of([[*start, *row, *row] for row in rows], pad_id=0, bos=source), len(start), length
 
 
 def _score(

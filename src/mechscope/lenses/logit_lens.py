@@ -132,6 +132,7 @@ def logit_lens(
         "top": top,
         "target": "own" if target is None else "given",
         "prompts": len(batch),
+        "bos": batch.bos,
     }
     arrays = _Axes(
         coords={"layer": [where.layer or 0 for where in sites], "pos": labels},

@@ -93,6 +93,7 @@ def patch_grid(
         "positions": layout.places.described,
         "metric": metric_facts(metric),
         "n_pairs": len(clean),
+        "bos": clean.bos,
     }
     return _result(model, layout, table, metric, settings, data_sha256=hash_of_prompts(clean, corrupt))
 

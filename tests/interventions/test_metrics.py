@@ -99,11 +99,30 @@ def test_metrics_of_answers_survive_json_and_select_rows(kind: str) -> None:
     assert metric_from_json(METRICS[kind](answers=ANSWERS).to_json()) != metric
 
 
-def test_kl_selects_its_reference_rows() -> None:
-    metric = KL(reference=Value(LOGITS.flip(0)))
+def test_kl_selects_its_reference_rows_and_survives_json_with_its_tensor() -> None:
+    metric = KL(reference=Value(LOGITS.flip(0)), position=-2)
     assert measured(metric.select([1]), LOGITS[1:]) == pytest.approx(measured(metric)[1:])
-    with pytest.raises(BadFile, match="not a metric of answers"):
-        metric_from_json(metric.to_json())
+    tensors: dict[str, torch.Tensor] = {}
+    saved = json.loads(json.dumps(metric.to_json(tensors)))
+    assert metric_from_json(saved, tensors) == metric
+    assert hash(metric_from_json(saved, tensors)) == hash(metric)
+    with pytest.raises(BadFile, match="tensor is missing"):
+        metric_from_json(saved)
+    with pytest.raises(BadFile, match="tensor was changed"):
+        metric_from_json(saved, {digest: value + 1 for digest, value in tensors.items()})
+    with pytest.raises(BadFile, match="not a metric that can be saved"):
+        metric_from_json({"kind": "user"})
+
+
+def test_a_metric_says_which_positions_and_columns_it_reads() -> None:
+    pairs = [[1, 1, 0, 2], [2, 3, 1, 0]]  # sets of unequal size are filled up with token 0, which is masked
+    for kind in (LogitDifference, Accuracy):
+        reading = kind(answers=ANSWERS, wrong=WRONG, position=-2).reading()
+        assert reading.positions == (-2,)
+        assert reading.columns is not None and set(reading.columns[1].tolist()) == set(pairs[1])
+    for kind in (LogProbability, ProbabilityDifference, Rank):
+        assert kind(answers=ANSWERS, wrong=WRONG).reading().columns is None, "probabilities need every column"
+    assert Accuracy(answers=ANSWERS).reading().columns is None, "without foils every token is a rival"
 
 
 def test_a_users_function_reads_its_positions_and_cannot_be_saved() -> None:

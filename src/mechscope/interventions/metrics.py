@@ -4,8 +4,9 @@ A metric says which positions and which vocabulary columns it reads, so that the
 number a row; larger means more of the behaviour, except for KL, rank and user functions, which say what they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -60,9 +61,10 @@ class Metric:
         """The metric for some rows only."""
         return self
 
-    def to_json(self) -> dict[str, Any]:
-        """JSON form; `metric_from_json` is its inverse."""
-        return {"kind": self.kind, **{k: v for k, v in self.__dict__.items() if not isinstance(v, Value)}}
+    def to_json(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        """JSON form; `metric_from_json` is its inverse. Tensors go into `tensors` by digest."""
+        plain = {name: _plain(value, tensors) for name, value in self.__dict__.items()}
+        return {"kind": self.kind, **plain}
 
 
 Answers = tuple[tuple[int, ...], ...]
@@ -99,6 +101,11 @@ class _OfAnswers(Metric):
         wrong = tuple(self.wrong[row] for row in rows) if self.wrong else ()
         return replace(self, answers=tuple(self.answers[row] for row in rows), wrong=wrong)
 
+    def _reading_of_sets(self) -> Reading:
+        """Answers, then foils, and no other column."""
+        answers, _, wrong, _ = self._sets(torch.device("cpu"))
+        return Reading(positions=(self.position,), columns=torch.cat([answers, wrong], dim=1))
+
     def _sets(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Padded ids and masks of answers and foils."""
         wrong = self.wrong or ((),) * len(self.answers)
@@ -117,8 +124,7 @@ class LogitDifference(_OfAnswers):
     unit: ClassVar[str] = "logits"
 
     def reading(self) -> Reading:
-        answers, _, wrong, _ = self._sets(torch.device("cpu"))
-        return Reading(positions=(self.position,), columns=torch.cat([answers, wrong], dim=1))
+        return self._reading_of_sets()
 
     def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
         answers, has_answer, _, has_wrong = self._sets_for(logits)
@@ -171,17 +177,24 @@ class Rank(_OfAnswers):
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(_OfAnswers):
-    """1 where the most probable token is an answer, else 0. With foils: where an answer beats every foil."""
+    """1 where the most probable token is an answer, else 0. With foils: where an answer beats every foil.
+
+    With foils for every row only answers and foils are read; without, every column.
+    """
 
     kind: ClassVar[str] = "accuracy"
     unit: ClassVar[str] = "fraction"
 
+    def reading(self) -> Reading:
+        return self._reading_of_sets() if self.wrong else Reading(positions=(self.position,))
+
     def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
-        answers, has_answer, wrong, has_wrong = self._sets_for(logits)
+        answers, has_answer, _, has_wrong = self._sets_for(logits)
         row = logits[:, 0]
-        best = row.gather(1, answers).masked_fill(~has_answer, float("-inf")).max(1).values
+        right = row[:, : answers.shape[1]] if self.wrong else row.gather(1, answers)
+        best = right.masked_fill(~has_answer, float("-inf")).max(1).values
         if self.wrong:
-            rival = row.gather(1, wrong).masked_fill(~has_wrong, float("-inf")).max(1).values
+            rival = row[:, answers.shape[1] :].masked_fill(~has_wrong, float("-inf")).max(1).values
             return (best > rival).to(logits.dtype)
         return (best >= row.max(1).values).to(logits.dtype)
 
@@ -212,9 +225,6 @@ class KL(Metric):
     def select(self, rows: Sequence[int]) -> "Metric":
         return replace(self, reference=Value(self.reference.tensor[list(rows)]))
 
-    def to_json(self) -> dict[str, Any]:
-        return {"kind": self.kind, "position": self.position, "reference": self.reference.digest}
-
 
 @dataclass(frozen=True, kw_only=True)
 class UserMetric(Metric):
@@ -244,7 +254,7 @@ class UserMetric(Metric):
             )
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
         raise NotSerializable("A user's function cannot be saved.", instead="one of the built-in metrics")
 
 
@@ -254,21 +264,47 @@ METRICS: dict[str, type[_OfAnswers]] = {
 """Metrics of answers and foils, by name."""
 
 
-def metric_from_json(saved: dict[str, Any]) -> Metric:
-    """Rebuild a metric of answers from `to_json`.
+def metric_from_json(saved: dict[str, Any], tensors: Mapping[str, Tensor] = MappingProxyType({})) -> Metric:
+    """Rebuild a metric from `to_json`.
+
+    Args:
+        saved: As `to_json` gave it.
+        tensors: By digest, as `to_json` filled them.
 
     Raises:
-        BadFile: an unknown kind, or one whose tensors are stored elsewhere.
+        BadFile: an unknown kind, or a tensor that is missing or another.
     """
+    if saved.get("kind") == KL.kind:
+        return KL(position=saved["position"], reference=_tensor(saved["reference"], tensors))
     cls = METRICS.get(saved.get("kind", ""))
     if cls is None:
         raise BadFile(
-            f'"{saved.get("kind")}" is not a metric of answers.',
+            f'"{saved.get("kind")}" is not a metric that can be saved.',
             got=str(saved)[:80],
-            instead=", ".join(METRICS),
+            instead=", ".join((*METRICS, KL.kind)),
         )
     rows = {key: tuple(tuple(row) for row in saved[key]) for key in ("answers", "wrong")}
     return cls(position=saved["position"], **rows)
+
+
+def _plain(value: Any, tensors: dict[str, Tensor] | None) -> Any:
+    if not isinstance(value, Value):
+        return value
+    if tensors is not None:
+        tensors[value.digest] = value.tensor
+    return value.digest
+
+
+def _tensor(digest: str, tensors: Mapping[str, Tensor]) -> Value:
+    found = Value(tensors[digest]) if digest in tensors else None
+    if found is None or found.digest != digest:
+        raise BadFile(
+            "A metric's tensor is missing." if found is None else "A metric's tensor was changed.",
+            got=digest[:12],
+            because="the reference distribution is stored beside the JSON",
+            instead="the tensors as they were saved",
+        )
+    return found
 
 
 def answer_sets(answers: Sequence[int] | Sequence[Sequence[int]]) -> Answers:

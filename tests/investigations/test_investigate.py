@@ -37,8 +37,13 @@ def behavior(model: ms.Model):
 
 
 @pytest.fixture(scope="module")
-def part(model: ms.Model, behavior) -> EdgePart:
-    return find_edges(model, behavior, behavior.train.select(range(12)))
+def small(model: ms.Model):
+    return ms.behaviors.load("induction", model, n=48, seed=0)
+
+
+@pytest.fixture(scope="module")
+def part(model: ms.Model, small) -> EdgePart:
+    return find_edges(model, small, small.train.select(range(6)))
 
 
 def untrained_twin(model: ms.Model) -> ms.Model:
@@ -81,9 +86,9 @@ def test_the_smallest_faithful_circuit_is_the_edges_that_were_written_down(part:
 
 
 def test_the_circuits_claim_is_sized_on_validation_and_held_against_random_circuits(
-    model, behavior, part
+    model, small, part
 ) -> None:
-    claim = claim_edges(model, behavior, part).claim
+    claim = claim_edges(model, small, part).claim
     assert claim is not None and claim.controls == "random circuits"
     assert [(p.kind, p.how) for p in claim.predictions] == [
         ("lowers", "corrupt"),
@@ -93,20 +98,25 @@ def test_the_circuits_claim_is_sized_on_validation_and_held_against_random_circu
     assert all(0.5 < p.bound < 0.9 for p in claim.predictions)
     assert "3 of the 897 edges" in claim.statement
     remembered = part.circuit.settings["behavior"]["name"]
-    assert remembered == behavior.name, "Claim.about(circuit.json) knows its behaviour"
+    assert remembered == small.name, "Claim.about(circuit.json) knows its behaviour"
 
 
-def test_a_size_that_is_never_faithful_enough_is_not_taken(model, behavior, monkeypatch) -> None:
-    def curve(faithfulness: tuple[float, ...]) -> SizeCurve:
-        sizes = tuple(range(1, len(faithfulness) + 1))
-        return SizeCurve(fractions=sizes, n_edges=sizes, faithfulness=faithfulness, by="magnitude")
+def curve_of(*faithfulness: float) -> SizeCurve:
+    sizes = tuple(range(1, len(faithfulness) + 1))
+    return SizeCurve(fractions=sizes, n_edges=sizes, faithfulness=faithfulness, by="magnitude")
 
-    assert smallest_faithful(curve((0.2, 0.95, 0.5, 1.0))) == 1
-    assert smallest_faithful(curve((0.2, 0.4))) is None
-    monkeypatch.setattr(edges, "smallest_faithful", lambda curve: None)
-    part = find_edges(model, behavior, behavior.train.select(range(4)))
-    assert part.circuit is None and part.claim is None and "No circuit is claimed" in part.stopped
-    assert claim_edges(model, behavior, part) == part
+
+def test_the_first_size_that_is_faithful_enough_is_taken() -> None:
+    assert smallest_faithful(curve_of(0.2, 0.95, 0.5, 1.0)) == 1
+    assert smallest_faithful(curve_of(0.2, 0.4)) is None
+
+
+def test_where_no_size_is_faithful_enough_no_circuit_is_claimed(model, small, monkeypatch) -> None:
+    monkeypatch.setattr(edges, "size_curve", lambda *_, **__: curve_of(0.2, 0.4))
+    part = find_edges(model, small, small.train.select(range(2)))
+    assert part.circuit is None and part.claim is None
+    assert "The best keeps 40% with 2 edges. No circuit is claimed" in part.stopped
+    assert claim_edges(model, small, part) == part
     assert "No circuit is claimed" in found_circuit_section(part, None, name="induction").blocks[0].text
 
 

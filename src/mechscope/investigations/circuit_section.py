@@ -14,7 +14,6 @@ from mechscope.figures.circuit_graph import CircuitGraph
 from mechscope.investigations.edges import EdgePart
 from mechscope.investigations.relation import PartInCircuit, Relation, Scored
 from mechscope.investigations.search import ENOUGH
-from mechscope.vocabulary.edges import Node
 
 N_EDGES_SHOWN = 20
 N_OTHERS_SHOWN = 6
@@ -123,7 +122,7 @@ def _how_found(part: EdgePart) -> str:
     told += "." if interval is None else f" [{interval[0]:.0%}, {interval[1]:.0%}]."
     if unneeded:
         told += (
-            f" Each of {unneeded} edges could be left out by itself at a cost below 1% of the gap: it is a faithful "
+            f" {unneeded} of its edges could be left out one at a time at a cost below 1% of the gap: it is a faithful "
             "circuit, not a minimal one."
         )
     return told
@@ -135,7 +134,7 @@ def _beside_heads(relation: Relation) -> list[Block]:
     n_all, n_shared = len(relation.claimed), len(relation.shared)
     told = f"**The heads of the claim above and this circuit.** {n_shared} of {n_all} are in it. "
     if missing:
-        names = ", ".join(_name(part.node) for part in missing)
+        names = ", ".join(f"`{part.node}`" for part in missing)
         told += f"Not in it: {names}; the two searches disagree there, and each claim stands for itself. "
     between = ", ".join(f"`{edge}` ({number(score)})" for edge, score in relation.between)
     told += (
@@ -169,7 +168,7 @@ def _row(part: PartInCircuit) -> tuple[str, bool, str, str]:
         for which, scored in by_input
     ]
     sent = _ends([(_reader(scored), scored[1]) for scored in part.sends])
-    return _name(part.node), part.is_claimed, " · ".join(received) or "–", sent or "–"
+    return str(part.node), part.is_claimed, " · ".join(received) or "–", sent or "–"
 
 
 def _ends(ends: list[tuple[str, float]]) -> str:
@@ -180,7 +179,3 @@ def _ends(ends: list[tuple[str, float]]) -> str:
 def _reader(scored: Scored) -> str:
     edge = scored[0]
     return str(edge.target) + (f".{edge.input}" if edge.input else "")
-
-
-def _name(node: Node) -> str:
-    return f"head {node.layer}.{node.head}" if node.kind == "head" else f"MLP {node.layer}"

@@ -109,8 +109,8 @@ def claim_edges(
     if part.stopped or circuit is None:
         return part
     sized = size_predictions(model, behavior, mechanism=circuit, others=tuple(others), seed=seed)
-    if {prediction.kind for prediction in sized.predictions} <= {"spares"}:
-        stopped = "On validation prompts the circuit that was found has no effect worth predicting."
+    if "recovers" not in {prediction.kind for prediction in sized.predictions}:  # a bottleneck is no circuit
+        stopped = "On validation prompts it is too uncertain what the circuit that was found keeps alone to predict it."
         return replace(part, stopped=stopped, left_out=sized.left_out)
     claim = Claim.about(
         circuit,

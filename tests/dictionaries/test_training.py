@@ -18,6 +18,7 @@ from mechscope.dictionaries.architectures.topk import TopK
 from mechscope.dictionaries.training.checkpoint import FILE
 from mechscope.dictionaries.training.learner import Learner, Moment
 from mechscope.dictionaries.training.objective import compute_outcome
+from mechscope.dictionaries.training.resampling import resample
 from mechscope.dictionaries.training.spec import Job, Revival, Schedule, Training
 from mechscope.dictionaries.training.trainer import Trainer
 from mechscope.engine.harvest.blocks import TensorBlocks
@@ -155,6 +156,38 @@ def test_revival_brings_dead_latents_back_and_without_it_they_stay_dead() -> Non
     assert alive_after(aux_k=0) < 0.1
     assert alive_after(aux_k=8, aux_weight=1.0, aux_share=1.0) > 0.3
     assert alive_after(aux_k=0, resample_at=(0.5, 0.8)) > 0.3
+
+
+@pytest.mark.parametrize("kind", ["sae", "transcoder", "skip", "crosscoder"])
+def test_resampling_points_the_dead_at_a_tokens_error_and_at_its_input(kind: str) -> None:
+    run = trainer(TopK(width=F, k=4), kind, n_tokens=128 * 3)
+    run.run()
+    learner = run.learners[0]
+    values = {site: value[:128] for site, value in blocks().values.items()}
+    outcome = learner.step(values, Moment(2, 3))
+    learner.state["since_fired"][:] = 0
+    learner.state["since_fired"][[3, 9]] = 1e9
+    before = {name: value.detach().clone() for name, value in learner.params.items()}
+    assert resample(learner, outcome, 3) == 2 and len(learner.dead) == 0
+    errors = torch.nn.functional.normalize(outcome.target - outcome.written, dim=1)
+    inputs = torch.nn.functional.normalize(outcome.inputs - outcome.inputs.mean(0), dim=1)
+    alive = torch.ones(F, dtype=torch.bool)
+    for latent in (3, 9):
+        alive[latent] = False
+        cosines = errors @ learner.params["dec.0"][latent].detach()
+        token = int(cosines.argmax())
+        assert cosines[token] == pytest.approx(1, abs=1e-5)
+        wanted = errors[token] if kind in ("sae", "crosscoder") else inputs[token]
+        row = learner.params["enc.0"][latent].detach()
+        assert torch.allclose(row / row.norm(), wanted, atol=1e-5)
+        moments = learner.optimizer.state[learner.params["enc.0"]]
+        assert moments["exp_avg"][latent].abs().max() == 0
+    assert all(torch.equal(learner.params[k][alive], before[k][alive]) for k in ("dec.0", "enc.0", "b_enc.0"))
+
+
+def test_resampling_a_cross_layer_transcoder_is_refused_and_not_left_undone() -> None:
+    with pytest.raises(DictionaryError, match="not resampled"):
+        trainer(TopK(width=F, k=4), "cross-layer", revival=Revival(resample_at=(0.5,)))
 
 
 def bits(run: Trainer) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ in an axis before that: `[..., n_sites, *shape]`. Sites of different widths are 
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -23,10 +23,14 @@ from mechscope.dictionaries.fitting import refuse_unless_fits
 from mechscope.dictionaries.normalizing import denormalized, normalized
 from mechscope.dictionaries.settings import Port, Settings
 from mechscope.dictionaries.sparse_encoding import encode_sparsely
+from mechscope.models.inputs import Inputs
 from mechscope.models.model import Model
 from mechscope.models.splicing import ErrorTerm, Spliced
 from mechscope.vocabulary.errors import DictionaryMismatch
 from mechscope.vocabulary.sites import Site
+
+if TYPE_CHECKING:
+    from mechscope.dictionaries.evaluation.card import Card
 
 
 class Dictionary:
@@ -260,6 +264,12 @@ class Dictionary:
             DictionaryMismatch: another tokenizer, a site that the model does not form, or one of another width.
         """
         refuse_unless_fits(self.settings, model)
+
+    def card(self, model: Model, text: Inputs | None = None) -> "Card":
+        """L0 and FVU on a pinned text, and what speaks for a misread dictionary; see `ms.dictionaries.card`."""
+        from mechscope.dictionaries.evaluation.card import card
+
+        return card(self, model, text)
 
     def save(self, path: str | Path) -> None:
         """Write the dictionary as a folder: `dictionary.json` and `dictionary.safetensors`, whole or absent."""

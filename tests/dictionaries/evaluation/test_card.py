@@ -54,6 +54,11 @@ def test_a_rightly_read_dictionary_reproduces_its_record(good: Dictionary) -> No
     assert shown.data_sha256 == good.settings.calibration.data_sha256
 
 
+def test_a_dictionary_gives_its_own_card(good: Dictionary) -> None:
+    text = texts(6)
+    assert good.card(model_of("llama"), text).to_json() == card(good, model_of("llama"), text).to_json()
+
+
 def test_folding_changes_no_figure(good: Dictionary) -> None:
     shown = found(good.folded())
     assert shown.is_consistent, shown.flags

@@ -26,12 +26,14 @@ class Outcome:
         loss: All of it.
         written: The reconstruction, normalised, detached.
         target: What it is held to.
+        inputs: What was read, normalised.
         n_active: Active latents, all rows together.
     """
 
     loss: Tensor
     written: Tensor
     target: Tensor
+    inputs: Tensor
     n_active: Tensor
 
     def fvu(self) -> Tensor:
@@ -76,7 +78,7 @@ def compute_outcome(learner: "Learner", x: Tensor, y: Tensor, moment: "Moment") 
     _note_firing(learner, count, len(x))
     if len(learner.dead) and learner.training.revival.aux_k:
         loss = loss + _auxiliary(learner, views, (y - written).detach())
-    return Outcome(loss, written.detach(), y, count.sum())
+    return Outcome(loss, written.detach(), y, x, count.sum())
 
 
 def _note_firing(learner: "Learner", count: Tensor, n_rows: int) -> None:

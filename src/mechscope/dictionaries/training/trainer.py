@@ -72,7 +72,7 @@ class Trainer:
         device: Where dictionaries are trained.
 
     Raises:
-        DictionaryError: there is no job, or one needs a site that the blocks do not hold.
+        DictionaryError: there is no job, or one needs a site that the blocks do not hold, or can't be resampled.
     """
 
     def __init__(
@@ -92,6 +92,13 @@ class Trainer:
                 got=", ".join(missing) or "no jobs",
                 because=f"the activations are those of {', '.join(map(str, blocks.shapes))}",
                 instead="harvest these sites too" if missing else "at least one job",
+            )
+        if training.revival.resample_at and any(job.is_cross_layer for job in jobs):
+            raise DictionaryError(
+                "Dead latents of a cross-layer transcoder are not resampled.",
+                got=f"resample_at={training.revival.resample_at}",
+                because="their errors lie at several sites, and no one input explains them",
+                instead="Revival(aux_k=...), which revives them by the error that is left",
             )
         self.jobs, self.training = tuple(jobs), training
         self.source = source or Source()

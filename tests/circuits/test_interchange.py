@@ -119,7 +119,9 @@ def test_answers_equal_a_patch_written_by_hand_pair_by_pair(name):
         Place.of("v.1", positions=lambda setting: len(setting["ids"]) - 2),
     ]
     pairs = draw_interchanges(high, own, variables=["first"], n=6, decisive=0.5)
-    found = answers_under(model, pairs, [{}, *({"first": place} for place in places)], choice="vocabulary")
+    found = answers_under(
+        model, pairs, alignments=[{}, *({"first": place} for place in places)], choice="vocabulary"
+    )
     for pair, (base, source) in enumerate(zip(pairs.base, pairs.sources["first"], strict=True)):
         to, row = (own.prompts.row(int(index)) for index in (base, source))
         wanted = [int(model.logits([to])[0, -1].argmax())]

@@ -173,19 +173,7 @@ def das(
     whole = place.within(None)
     _refuse_unusable(model, whole, examples, settings)
     parts = {name: _draw(high, examples[name], variable, settings, name=name) for name in SPLITS}
-    answer_ids = tuple(sorted({i for part in parts.values() for i in part.answer_ids}))
-    rows = [
-        Rows(
-            model=model,
-            pairs=parts[name],
-            place=whole,
-            labels=_labels(parts[name], high, settings),
-            choice=settings.choice,
-            answer_ids=answer_ids,
-        )
-        for name in SPLITS[:2]
-    ]
-    learnt = learn_basis(*rows, settings, progress=progress)
+    learnt = learn_basis(*_rows(model, high, parts, whole, settings), settings, progress=progress)
     test = Test(
         alignment={variable: whole.within(learnt.basis)},
         high=high,
@@ -216,6 +204,24 @@ def das(
         model=model.fingerprint,
         data_sha256=parts["held_out"].data_sha256,
     )
+
+
+def _rows(
+    model: Model, high: CausalModel, parts: Mapping[str, Interchanges], place: Place, settings: Das
+) -> list[Rows]:
+    """The train and the validation interchanges, ready to be run under any basis."""
+    answer_ids = tuple(sorted({i for part in parts.values() for i in part.answer_ids}))
+    return [
+        Rows(
+            model=model,
+            pairs=parts[name],
+            place=place,
+            labels=_labels(parts[name], high, settings),
+            choice=settings.choice,
+            answer_ids=answer_ids,
+        )
+        for name in SPLITS[:2]
+    ]
 
 
 def _draw(high: CausalModel, examples: Examples, variable: str, settings: Das, *, name: str) -> Interchanges:

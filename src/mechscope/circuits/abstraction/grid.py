@@ -140,7 +140,7 @@ def interchange_grid(
         decisive=settings.decisive,
     )
     alignments: list[Alignment] = [{}, *({variable: place} for place in _cells(layout))]
-    answers = answers_under(model, pairs, alignments, choice=settings.choice)
+    answers = answers_under(model, pairs, alignments=alignments, choice=settings.choice)
     hits = answers == pairs.labels
     decisive = pairs.decisive
     stated = {

@@ -134,13 +134,13 @@ def measure_interchange(
     progress: Progress | None = None,
 ) -> InterchangeResult:
     """`interchange` for pairs that were drawn already."""
+    labels = {PREDICTED: pairs.labels, RELABELLED: pairs.relabelled(test.high, seed=settings.seed)}
+    labels |= {rival.name: pairs.labels_of(rival) for rival in _named_apart(test.rivals, labels)}
     conditions, notes = conditions_of(model, test.alignment, settings)
     conditions |= test.more
     answers = answers_under(
-        model, pairs, list(conditions.values()), choice=settings.choice, progress=progress
+        model, pairs, alignments=list(conditions.values()), choice=settings.choice, progress=progress
     )
-    labels = {PREDICTED: pairs.labels, RELABELLED: pairs.relabelled(test.high, seed=settings.seed)}
-    labels |= {rival.name: pairs.labels_of(rival) for rival in _named_apart(test.rivals, labels)}
     return InterchangeResult(
         answers=dict(zip(conditions, answers, strict=True)),
         labels=labels,
@@ -174,7 +174,7 @@ def conditions_of(
         found[ROW_SPACE] = inside
     for draw in range(settings.n_random):
         found[f"{RANDOM} {draw}"] = {
-            name: place.within(random_subspace(model, place, seed=settings.seed, name=name, draw=draw))
+            name: random_place(model, place, seed=settings.seed, name=name, draw=draw)
             for name, place in alignment.items()
         }
     return found, notes
@@ -201,11 +201,12 @@ def inside_row_space(model: Model, alignment: Alignment) -> tuple[Alignment | No
     return inside, notes
 
 
-def random_subspace(model: Model, place: Place, *, seed: int, name: str, draw: int) -> np.ndarray:
-    """A random subspace of a place, of its subspace's dimension, [row, coordinate]; its span is uniform."""
-    assert place.subspace is not None
-    n, width = len(place.subspace.tensor), len(place.coordinates(model))
-    return generator_for(seed, "random subspaces", name, draw).standard_normal((n, width))
+def random_place(model: Model, place: Place, *, seed: int, name: str, draw: int) -> Place:
+    """The place with a random subspace of its subspace's dimension, uniform; itself where it has none."""
+    if place.subspace is None:
+        return place
+    shape = (len(place.subspace.tensor), len(place.coordinates(model)))
+    return place.within(generator_for(seed, "random subspaces", name, draw).standard_normal(shape))
 
 
 def refuse_unusable_places(model: Model, alignment: Alignment, examples: Examples) -> None:

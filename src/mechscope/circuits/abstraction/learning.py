@@ -6,7 +6,7 @@ Owns: the basis and its optimiser. The loss is the cross entropy of the causal m
 2303.02536). Early stop on validation pairs; the best basis seen is kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,7 +75,7 @@ class Rotated:
     donor: Donor
     basis: Tensor
 
-    def prepare(self, facts: Facts, sites: list[Site]) -> "Rotated":
+    def prepare(self, facts: Facts, sites: Sequence[Site]) -> "Rotated":
         return self
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
@@ -143,7 +143,7 @@ class Rows:
     def measure(self, rows: np.ndarray, basis: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy of the labels in nats, and whether each is the most probable, [pair] each."""
         part = self.pairs.select(rows)
-        donor = donor_of(self.model, part, self.variable, self.place, carried=self._carried)
+        donor = donor_of(self.model, part, variable=self.variable, place=self.place, carried=self._carried)
         write = Rotated(self.place.site, where_of(part, self.place), donor, self._full(basis))
         batch = part.base_prompts
         start = None

@@ -22,6 +22,8 @@ from mechscope.vocabulary.sites import Site
 
 Positions = int | Sequence[int] | Callable[[Setting], int | Sequence[int]] | None
 
+Rows = Tensor | np.ndarray | Sequence[Sequence[float]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
@@ -50,25 +52,20 @@ class Place:
         positions: Positions = None,
         heads: int | Sequence[int] | None = None,
         units: int | Sequence[int] | None = None,
-        subspace: Tensor | np.ndarray | None = None,
+        subspace: Rows | None = None,
     ) -> "Place":
         """A place from the forms that people write; the span of `subspace`'s rows counts, not their lengths."""
-        rows = None if subspace is None else torch.as_tensor(np.asarray(subspace, dtype=np.float64))
         return cls(
             site=site,
-            positions=positions,
+            positions=_selection(positions),
             heads=_indices(heads),
             units=_indices(units),
-            subspace=None if rows is None else Value(orthonormal(rows)),
+            subspace=None if subspace is None else _spanned(subspace),
         )
 
-    def within(self, subspace: Tensor | np.ndarray | None) -> "Place":
+    def within(self, subspace: Rows | None) -> "Place":
         """The same place, in a subspace of it; None is all of it."""
-        whole = replace(self, subspace=None)
-        if subspace is None:
-            return whole
-        rows = torch.as_tensor(np.asarray(subspace, dtype=np.float64))
-        return replace(whole, subspace=Value(orthonormal(rows)))
+        return replace(self, subspace=None if subspace is None else _spanned(subspace))
 
     def positions_of(self, examples: Examples, rows: Sequence[int] | np.ndarray) -> list[list[int]]:
         """Positions in each of some examples, from 0.
@@ -163,6 +160,33 @@ class Place:
             )
         axes = [axis for axis in site.row.axes if axis not in ("batch", "pos")]
         return [model.sizes[axis] for axis in axes]
+
+
+def _spanned(rows: Rows) -> Value:
+    """Orthonormal rows of the same span."""
+    table = (
+        rows.detach().cpu()
+        if isinstance(rows, Tensor)
+        else torch.as_tensor(np.asarray(rows, dtype=np.float64))
+    )
+    return Value(orthonormal(table))
+
+
+def _selection(positions: Positions) -> Positions:
+    """Positions as they are kept: lists become tuples."""
+    if (
+        positions is None
+        or callable(positions)
+        or (isinstance(positions, int) and not isinstance(positions, bool))
+    ):
+        return positions
+    if isinstance(positions, list | tuple | range) and all(isinstance(index, int) for index in positions):
+        return tuple(positions)
+    raise InterventionMismatch(
+        "A place needs positions that can be counted.",
+        got=repr(positions),
+        instead="an index, a list of indices, a function from a setting to either, or None for all",
+    )
 
 
 def _indices(value: int | Sequence[int] | None) -> tuple[int, ...] | None:

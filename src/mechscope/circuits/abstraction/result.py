@@ -18,6 +18,7 @@ from mechscope.figures.labelled import LabelledArray
 from mechscope.figures.prose import Table
 from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.records.record import Record
+from mechscope.vocabulary.errors import PositionOutOfRange
 
 ALIGNED, UNTOUCHED, WHOLE, ROW_SPACE, RANDOM = "aligned", "untouched", "whole place", "row space", "random"
 PREDICTED, RELABELLED = "predicted", "relabelled"
@@ -84,6 +85,8 @@ class InterchangeResult:
 
         Caveat: where pairs share examples and all of them are hits, the resampled interval is a point.
         """
+        _refuse_unknown(condition, self.answers, "condition")
+        _refuse_unknown(labels, self.labels, "causal model")
         wanted = self.labels[labels]
         kept = (wanted >= 0) & (self.decisive if decisive else True)
         return share_of(self.answers[condition] == wanted, self.units, among=kept)
@@ -204,6 +207,11 @@ class InterchangeResult:
 
     def _repr_html_(self) -> str:
         return self.shares._repr_html_()
+
+
+def _refuse_unknown(name: str, known: Mapping[str, np.ndarray], what: str) -> None:
+    if name not in known:
+        raise PositionOutOfRange(f'There is no {what} "{name}" here.', got=name, instead=", ".join(known))
 
 
 def share_of(hits: np.ndarray, units: Units, *, among: np.ndarray | None = None) -> Share:

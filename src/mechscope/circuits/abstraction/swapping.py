@@ -60,7 +60,7 @@ def carried_by(model: Model, pairs: Interchanges, sites: Sequence[Site]) -> Carr
     return Carried({row: index for index, row in enumerate(rows)}, values, batch.n_pad)
 
 
-def donor_of(model: Model, pairs: Interchanges, variable: str, place: Place, *, carried: Carried) -> Donor:
+def donor_of(model: Model, pairs: Interchanges, *, variable: str, place: Place, carried: Carried) -> Donor:
     """The sources' values at the bases' own columns.
 
     Raises:
@@ -95,7 +95,7 @@ def writes_of(
     """One patch a variable: what its source carries, in the place aligned with it."""
     writes: list[Patch] = []
     for variable, place in alignment.items():
-        donor = donor_of(model, pairs, variable, place, carried=carried)
+        donor = donor_of(model, pairs, variable=variable, place=place, carried=carried)
         subspace = place.full_subspace(model)
         inside = {"heads": place.heads, "units": place.units} if subspace is None else {}
         inside = {name: None if own is None else list(own) for name, own in inside.items()}
@@ -133,8 +133,8 @@ class Answered:
 def answers_under(
     model: Model,
     pairs: Interchanges,
-    alignments: Sequence[Alignment],
     *,
+    alignments: Sequence[Alignment],
     choice: Choice,
     progress: Progress | None = None,
 ) -> np.ndarray:

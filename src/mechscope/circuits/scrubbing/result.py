@@ -48,7 +48,7 @@ class ScrubResult:
     shuffled: np.ndarray
     random: np.ndarray
     units: np.ndarray
-    draws: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    draws: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     unit: str = ""
     model: ModelFingerprint | None = None
@@ -126,7 +126,7 @@ class ScrubResult:
             seed=int(self.settings.get("seed", 0)),
             model=self.model,
             data_sha256=self.data_sha256,
-            numbers={"draws": {name: dict(own) for name, own in self.draws.items()}, "unit": self.unit},
+            numbers={"draws": [[name, dict(own)] for name, own in self.draws.items()], "unit": self.unit},
             arrays={name: getattr(self, name) for name in names},
         ).save(path)
 
@@ -136,7 +136,7 @@ class ScrubResult:
         record = ScrubRecord.load(path)
         return cls(
             **record.arrays,
-            draws=record.numbers["draws"],
+            draws={name: own for name, own in record.numbers["draws"]},
             unit=record.numbers["unit"],
             settings=record.settings,
             model=record.model,

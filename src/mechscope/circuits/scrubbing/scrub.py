@@ -19,8 +19,11 @@ from mechscope.engine.execute import Progress
 from mechscope.engine.pairs import metric_facts
 from mechscope.interventions.metrics import LogProbability, Metric
 from mechscope.models.model import Model
+from mechscope.models.wiring import wiring_of
 from mechscope.records.seeds import generator_for
 from mechscope.vocabulary.errors import InterventionMismatch, ShapeError
+
+CONDITIONS = ("scrubbed", "shuffled", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,24 +83,13 @@ def scrub(
         answers=tuple((int(i),) for i in examples.answers), position=examples.position
     )
     _refuse_unusable(examples, metric, settings)
+    hypothesis.refuse_unless_it_fits(wiring_of(model))
     treeified = Treeified(model, examples)
-    hypothesis.refuse_unless_it_fits(treeified.wiring)
-    nothing = Hypothesis.of("nothing matters", features={})
     rows = np.arange(len(examples))
-    tables: dict[str, list[np.ndarray]] = {"scrubbed": [], "shuffled": [], "random": []}
+    tables: dict[str, list[np.ndarray]] = {name: [] for name in CONDITIONS}
+    makers = _makers(treeified, hypothesis, settings)
     with treeified.open():
         whole = treeified.measure(unchanged_tree(rows), metric)
-        makers = {
-            name: Resampling(
-                told,
-                treeified.wiring,
-                examples=examples,
-                sharing="node" if name == "random" else settings.unimportant,
-                random=generator_for(settings.seed, "scrubbing", name),
-                shuffled=name == "shuffled",
-            )
-            for name, told in (("scrubbed", hypothesis), ("shuffled", hypothesis), ("random", nothing))
-        }
         for draw in range(settings.n_draws):
             for name, maker in makers.items():
                 tables[name].append(treeified.measure(maker.tree(rows), metric))
@@ -120,6 +112,22 @@ def scrub(
         model=model.fingerprint,
         data_sha256=examples.data_sha256,
     )
+
+
+def _makers(treeified: Treeified, hypothesis: Hypothesis, settings: Scrubbing) -> dict[str, Resampling]:
+    """What draws the trees of each condition; random output is always one prompt's."""
+    nothing = Hypothesis.of("nothing matters", features={})
+    return {
+        name: Resampling(
+            nothing if name == "random" else hypothesis,
+            treeified.wiring,
+            examples=treeified.examples,
+            sharing="node" if name == "random" else settings.unimportant,
+            random=generator_for(settings.seed, "scrubbing", name),
+            shuffled=name == "shuffled",
+        )
+        for name in CONDITIONS
+    }
 
 
 def _refuse_unusable(examples: Examples, metric: Metric, settings: Scrubbing) -> None:

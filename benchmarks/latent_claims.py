@@ -36,7 +36,7 @@ SIZES = (1, 2, 3, 5, 8)
 SHARE = 0.5
 """Of the clean-corrupt gap that is predicted to fall, and to come back."""
 
-N_TRAIN, N_HELD_OUT, LEAST_ON = 100, 120, 0.1
+N_TRAIN, N_HELD_OUT, LEAST_ON = 80, 120, 0.1
 DOSES = (1.0, 2.0, 4.0)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mechscope.dictionaries.dictionary import Dictionary
@@ -85,13 +84,13 @@ class Latents:
         }
 
     def ablation(self, how: str, reference: Any) -> Sequence[Write]:
-        """Zero clamps each latent to 0; corrupt gives each the value that it has in the corrupt run.
+        """Zero holds all at 0, as `ms.clamp(..., to=0)` does one; corrupt gives each its value in the corrupt run.
 
         Raises:
             InterventionMismatch: another `how`: a latent's mean over tokens where it is mostly off says little.
         """
         if how == "zero":
-            return [clamp(self.dictionary, feature=one, to=0.0) for one in self.latents]
+            return [Exchange(at=self.site, dictionary=self.dictionary, latents=self.latents)]
         if how == "corrupt":
             return [self._exchange(reference, alone=False)]
         raise InterventionMismatch(
@@ -150,31 +149,38 @@ class Latents:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange(Intervention):
-    """Latents of one run in another run.
+    """Latents of one run in another run, or of none: all of them at 0.
 
     Args:
         dictionary: Whose.
         latents: Which.
-        donor: The other run's values at the site.
+        donor: The other run's values at the site; None holds the latents at 0.
         is_alone: True: the donor's value, with this run's latents. False: this run's value, with the donor's latents.
     """
 
     dictionary: Dictionary
     latents: tuple[int, ...]
-    donor: Donor
+    donor: Donor | None = None
     is_alone: bool = False
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
+        mine = self._codes(value)
+        if self.donor is None:
+            return value - self._written(mine).to(value)
         other = self.donor.gather(tokens, value)
-        mine, theirs = (self.dictionary.encode(one)[..., list(self.latents)] for one in (value, other))
+        theirs = self._codes(other)
         stays, given = (other, mine - theirs) if self.is_alone else (value, theirs - mine)
         return stays + self._written(given).to(stays)
 
+    def _codes(self, value: Tensor) -> Tensor:
+        return self.dictionary.encode(value)[..., list(self.latents)]
+
     def _written(self, difference: Tensor) -> Tensor:
         """What a difference of codes writes; decoding is linear but for a constant."""
-        codes = difference.new_zeros(*difference.shape[:-1], self.dictionary.n_latents)
-        codes[..., list(self.latents)] = difference
-        return self.dictionary.decode(codes) - self.dictionary.decode(torch.zeros_like(codes))
+        codes = difference.new_zeros(len(self.latents) + 1, self.dictionary.n_latents)
+        codes[range(len(self.latents)), list(self.latents)] = 1
+        written = self.dictionary.decode(codes)
+        return difference @ (written[:-1] - written[-1])
 
     def to_json(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
         raise NotSerializable(

@@ -200,7 +200,7 @@ class _Build:
     def _write(self, held: list[Any], corpus: TokenCorpus, text: Text, first_row: int, base: int) -> None:
         """Write what is held: activations, tokens, statistics, then the manifest; then merge."""
         manifest, folder = self.manifest, self.folder
-        codes = sparse.vstack(held, format="csr") if len(held) > 1 else held[0]
+        codes: Any = sparse.vstack(held, format="csr") if len(held) > 1 else held[0]
         low, high = int(corpus.offsets[first_row]), int(corpus.offsets[text.rows_done])
         columns = codes.tocsc()
         entries = Entries(

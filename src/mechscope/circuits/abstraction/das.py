@@ -173,7 +173,8 @@ def das(
     whole = place.within(None)
     _refuse_unusable(model, whole, examples, settings)
     parts = {name: _draw(high, examples[name], variable, settings, name=name) for name in SPLITS}
-    learnt = learn_basis(*_rows(model, high, parts, whole, settings), settings, progress=progress)
+    train, validation = _rows(model, high, parts, whole, settings)
+    learnt = learn_basis(train, validation, settings, progress=progress)
     test = Test(
         alignment={variable: whole.within(learnt.basis)},
         high=high,

@@ -139,7 +139,7 @@ def draw_interchanges(
     _refuse_unusable(examples, variables, n=n, decisive=decisive)
     most = len(examples) // (1 + len(variables))
     count = most if n is None else n
-    draw = _Draw(high, examples, tuple(variables), seed=seed, reuses=count > most)
+    draw = _Draw(high, examples, variables=tuple(variables), seed=seed, reuses=count > most)
     pairs = [draw.pair(_wants(index, decisive)) for index in range(count)]
     kept = [pair for pair in pairs if pair is not None]
     found = Interchanges(
@@ -187,7 +187,7 @@ class _Draw:
     """Draws pair after pair, and remembers what is used up."""
 
     def __init__(
-        self, high: CausalModel, examples: Examples, variables: tuple[str, ...], *, seed: int, reuses: bool
+        self, high: CausalModel, examples: Examples, *, variables: tuple[str, ...], seed: int, reuses: bool
     ) -> None:
         self.high, self.examples, self.variables, self.reuses = high, examples, variables, reuses
         self.random = generator_for(seed, "interchanges", *variables)

@@ -104,7 +104,9 @@ class Basis(nn.Module):
             self.inner = orthogonal(inner, "weight")
 
     def forward(self) -> Tensor:
-        return self.inner.weight
+        weight = self.inner.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
 
 @dataclass

@@ -36,7 +36,7 @@ def model_of_program(program: Program, *, position: int = -1) -> CausalModel:
         output depends on is kept.
     """
     at = range(program.length)[position]
-    names = {tokens: "word", indices: "index"}
+    names: dict[Series, str] = {tokens: "word", indices: "index"}
     for number, series in enumerate(series_of(program)):
         if series not in names:
             names[series] = series.name or f"{type(series).__name__.lower()}_{number}"

@@ -118,8 +118,8 @@ class InterchangeResult:
             rows.append((condition, self.iia(condition), self.iia(condition, decisive=True)))
         for name in self.labels:
             if name != PREDICTED:
-                found = [self.iia(labels=name, decisive=only) for only in (False, True)]
-                rows.append((f"aligned, labels: {name}", *found))
+                every, only = self.iia(labels=name), self.iia(labels=name, decisive=True)
+                rows.append((f"aligned, labels: {name}", every, only))
         values = np.array([[share.value for share in row[1:]] for row in rows])
         low = np.array([[share.interval.low for share in row[1:]] for row in rows])
         high = np.array([[share.interval.high for share in row[1:]] for row in rows])
@@ -202,7 +202,7 @@ class InterchangeResult:
 
     def __repr__(self) -> str:
         said = [f"InterchangeResult over {len(self)} pairs, {int(self.decisive.sum())} of them decisive"]
-        said += [f"  {' | '.join(row)}" for row in self.table().rows]
+        said += [f"  {' | '.join(map(str, row))}" for row in self.table().rows]
         return "\n".join([*said, *(f"  note: {note}" for note in self.notes)])
 
     def _repr_html_(self) -> str:

@@ -97,10 +97,11 @@ def writes_of(
     for variable, place in alignment.items():
         donor = donor_of(model, pairs, variable=variable, place=place, carried=carried)
         subspace = place.full_subspace(model)
-        inside = {"heads": place.heads, "units": place.units} if subspace is None else {}
-        inside = {name: None if own is None else list(own) for name, own in inside.items()}
+        heads, units = (place.heads, place.units) if subspace is None else (None, None)
         positions = where_of(pairs, place).positions
-        writes.append(patch(place.site, donor, positions=positions, subspace=subspace, **inside))
+        writes.append(
+            patch(place.site, donor, positions=positions, heads=heads, units=units, subspace=subspace)
+        )
     return tuple(writes)
 
 

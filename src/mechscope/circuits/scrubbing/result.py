@@ -136,7 +136,7 @@ class ScrubResult:
         record = ScrubRecord.load(path)
         return cls(
             **record.arrays,
-            draws={name: own for name, own in record.numbers["draws"]},
+            draws=dict(record.numbers["draws"]),
             unit=record.numbers["unit"],
             settings=record.settings,
             model=record.model,

@@ -12,6 +12,7 @@ from mechscope.circuits.conventions import CircuitRuns, Conventions, kl_to_model
 from mechscope.circuits.evaluation import CircuitEvaluation, evaluate_circuits
 from mechscope.circuits.measures import Measures
 from mechscope.circuits.optimal import learn_constants
+from mechscope.circuits.size_curve import FRACTIONS
 from mechscope.vocabulary.errors import InterventionMismatch, NotEnoughEvidence
 
 FEW = Measures(n_subsets=3, n_resamples=200)
@@ -52,6 +53,24 @@ def test_circuits_evaluated_together_are_as_if_alone():
         assert np.allclose(one.values, alone.values, atol=1e-10)
         assert np.allclose(one.model_values, alone.model_values, atol=1e-10)
     assert together[0].completeness is None and together[0].minimality is None
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_ten_nested_sizes_evaluated_together_are_as_if_alone(name):
+    model, split = opened(name), pairs(n=4)
+    wiring = Circuit.whole(model).wiring
+    order = np.random.default_rng(1).permutation(wiring.n_edges)
+    circuits = [
+        Circuit(wiring=wiring, kept=np.isin(np.arange(len(order)), order[: max(1, round(k * len(order)))]))
+        for k in FRACTIONS
+    ]
+    measures = Measures(parts=())
+    for one, circuit in zip(
+        evaluate_circuits(model, circuits, split, measures=measures), circuits, strict=True
+    ):
+        alone = circuit.evaluate(model, split, measures=measures)
+        assert np.abs(one.values - alone.values).max() < 1e-10
+        assert one.faithfulness == pytest.approx(alone.faithfulness, abs=1e-10)
 
 
 def test_faithfulness_is_its_definition():

@@ -9,6 +9,7 @@ from engine.edges_by_hand import EdgesByHand
 from family_cases import FAMILIES, opened, rows
 from mechscope.engine.edge_runs.ablations import Resampled, mean_of, zero
 from mechscope.engine.edge_runs.batching import cut_batches
+from mechscope.engine.edge_runs.block import TokenSpans
 from mechscope.engine.edge_runs.places import Places
 from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.interventions.metrics import LogitDifference
@@ -99,7 +100,7 @@ def test_columns_that_twins_share_are_not_computed_and_nothing_changes(name):
 def test_edges_kept_span_by_span_equal_the_slow_forward(name, how):
     spans = torch.tensor([0, 0, 1, 1, 1, 2, 2, 1, 2]).repeat(2, 1)
     spans[1] = spans[1].roll(1)
-    runs = runs_of(name, how, spans=spans)
+    runs = runs_of(name, how, spans=TokenSpans(3, spans))
     n = runs.wiring.n_edges
     circuits = np.random.default_rng(0).random((2, 3, n)) < np.array([0.5, 0.9])[:, None, None]
     clean, corrupt = twins()
@@ -161,8 +162,8 @@ def test_units_without_a_value_or_of_another_width_are_refused():
 
 def test_spans_of_other_tokens_and_circuits_without_them_are_refused():
     with pytest.raises(ShapeError, match="token by token"):
-        runs_of("gpt2", spans=torch.zeros(2, 4, dtype=torch.long))
-    runs = runs_of("gpt2", spans=torch.zeros(2, 9, dtype=torch.long))
+        runs_of("gpt2", spans=TokenSpans(1, torch.zeros(2, 4, dtype=torch.long)))
+    runs = runs_of("gpt2", spans=TokenSpans(1, torch.zeros(2, 9, dtype=torch.long)))
     with pytest.raises(ShapeError, match="not circuits of this model"):
         runs.measure(np.ones((2, runs.wiring.n_edges), dtype=bool))
 
@@ -245,7 +246,8 @@ def test_small_blocks_of_prompts_change_nothing():
     assert len(cut.blocks) == 2 and cut.batch_size == 1
     assert (whole.measure(circuits) - cut.measure(circuits)).abs().max() < TIGHT
     # The shorter prompt's block is narrower than the batch; spans and units go with their tokens.
-    more = {"spans": torch.arange(9).div(3, rounding_mode="floor").repeat(2, 1), "with_units": True}
+    spans = TokenSpans(3, torch.arange(9).div(3, rounding_mode="floor").repeat(2, 1))
+    more = {"spans": spans, "with_units": True}
     whole, cut = runs_of("llama", **more), runs_of("llama", memory=1, **more)
     assert {block.shape[1] for block in cut.blocks} == {6, 9}
     circuits = np.random.default_rng(0).random((2, 3, whole.wiring.n_edges)) < 0.8

@@ -19,15 +19,21 @@ from mechscope.circuits.evaluation import CircuitEvaluation, evaluate_circuits
 from mechscope.circuits.measures import Measures
 from mechscope.circuits.methods.acdc import acdc_sweep
 from mechscope.circuits.optimal import learn_constants
+from mechscope.circuits.positional import PositionalCircuit
+from mechscope.circuits.positional_discovery import discover_positional
 from mechscope.circuits.registry import discovery, methods
 from mechscope.circuits.scrubbing.hypothesis import EachPosition, Hypothesis
 from mechscope.circuits.scrubbing.result import ScrubResult
 from mechscope.circuits.scrubbing.scrub import Scrubbing
 from mechscope.circuits.size_curve import SizeCurve, size_curve
+from mechscope.circuits.statistics.control_result import DiscoveryControls
+from mechscope.circuits.statistics.discovery_controls import ControlSettings, control_discovery
 from mechscope.circuits.statistics.random_circuits import random_circuits
 from mechscope.circuits.statistics.resampling import Stability, measure_stability
+from mechscope.circuits.statistics.reset_networks import WeightReset, reset_weights
 from mechscope.circuits.statistics.significance import CircuitTest, CircuitTests, TestSettings, test_circuit
 from mechscope.circuits.statistics.stress import Stress, stress_circuit
+from mechscope.circuits.units import UnitCircuit, choose_units, evaluate_units
 
 __all__ = [
     "AgainstTruth",
@@ -36,9 +42,11 @@ __all__ = [
     "CircuitEvaluation",
     "CircuitTest",
     "CircuitTests",
+    "ControlSettings",
     "Conventions",
     "Das",
     "DasResult",
+    "DiscoveryControls",
     "EachPosition",
     "Examples",
     "Hypothesis",
@@ -48,6 +56,7 @@ __all__ = [
     "Interchanging",
     "Measures",
     "Place",
+    "PositionalCircuit",
     "RowSpace",
     "ScrubResult",
     "Scrubbing",
@@ -55,19 +64,26 @@ __all__ = [
     "Stability",
     "Stress",
     "TestSettings",
+    "UnitCircuit",
     "Variable",
+    "WeightReset",
     "acdc_sweep",
     "auroc",
+    "choose_units",
     "compare_with_truth",
+    "control_discovery",
     "discover",
+    "discover_positional",
     "discovery",
     "draw_interchanges",
     "evaluate_circuits",
+    "evaluate_units",
     "learn_constants",
     "measure_stability",
     "methods",
     "model_of_program",
     "random_circuits",
+    "reset_weights",
     "row_space_of",
     "setting_of",
     "size_curve",

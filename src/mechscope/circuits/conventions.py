@@ -15,6 +15,7 @@ from torch import Tensor
 from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
 from mechscope.engine.edge_runs.ablations import EdgeAblation, Resampled, mean_of, zero
+from mechscope.engine.edge_runs.block import TokenSpans
 from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.engine.naive import read_columns
 from mechscope.interventions.intervention import Value
@@ -78,10 +79,19 @@ class CircuitRuns:
         split: Prompt pairs.
         conventions: What removed edges carry, and in which run.
         metric: Read instead of the split's.
+        spans: Where circuits keep edges span by span.
+        with_units: Whether circuits may keep some units of an MLP and remove the others; noising only.
     """
 
     def __init__(
-        self, model: Model, split: Split, conventions: Conventions, *, metric: Metric | None = None
+        self,
+        model: Model,
+        split: Split,
+        conventions: Conventions,
+        *,
+        metric: Metric | None = None,
+        spans: TokenSpans | None = None,
+        with_units: bool = False,
     ) -> None:
         self.split, self.conventions = split, conventions
         self.is_denoising = conventions.direction == "denoising"
@@ -96,20 +106,36 @@ class CircuitRuns:
             case "optimal":
                 assert conventions.constants is not None
                 ablation = conventions.constants
-        self.runs = EdgeRuns(model, tokens, metric=metric or split.metric, ablation=ablation)
+        self.runs = EdgeRuns(
+            model,
+            tokens,
+            metric=metric or split.metric,
+            ablation=ablation,
+            spans=spans,
+            with_units=with_units,
+        )
         self.wiring = self.runs.wiring
 
-    def measure(self, circuits: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
-        """The metric of circuits, [circuit, pair]; circuits that are given twice are run once."""
+    def measure(
+        self, circuits: Sequence[np.ndarray] | np.ndarray, units: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The metric of circuits, [circuit, pair]; circuits that are given twice are run once.
+
+        Args:
+            circuits: [circuit, edge] truth values; [circuit, span, edge] where there are spans.
+            units: Units of each MLP that are kept, [circuit, layer, d_mlp] truth values; None keeps all.
+        """
         masks = np.asarray(circuits, dtype=bool)
         masks = ~masks if self.is_denoising else masks
-        unique, where = np.unique(np.packbits(masks, axis=1), axis=0, return_inverse=True)
+        flat = masks.reshape(len(masks), -1)
+        all_bits = flat if units is None else np.concatenate([flat, units.reshape(len(masks), -1)], axis=1)
+        unique, where = np.unique(np.packbits(all_bits, axis=1), axis=0, return_inverse=True)
         first = np.zeros(len(unique), dtype=np.int64)
         first[where.ravel()[::-1]] = np.arange(len(masks))[::-1]
         # Circuits of like size share what they compute, so they are run next to each other.
-        order = first[np.argsort(masks[first].sum(1), kind="stable")]
+        order = first[np.argsort(flat[first].sum(1), kind="stable")]
         values = np.zeros((len(masks), self.runs.n_rows))
-        values[order] = self.runs.measure(masks[order]).numpy()
+        values[order] = self.runs.measure(masks[order], None if units is None else units[order]).numpy()
         return values[first[where.ravel()]]
 
     def hold(self) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions
 from mechscope.circuits.measures import Measures, Plan
+from mechscope.circuits.positional import PositionalCircuit, saved_circuit, shared_spans
 from mechscope.data.intervals import Interval, Resamples, ratio_bootstrap
 from mechscope.figures.prose import Cell, Table
 from mechscope.models.model import Model
@@ -53,7 +54,7 @@ class CircuitEvaluation:
         data_sha256: Hash of the prompts.
     """
 
-    circuit: Circuit
+    circuit: Circuit | PositionalCircuit
     values: np.ndarray
     model_values: np.ndarray
     none_values: np.ndarray
@@ -153,7 +154,7 @@ class CircuitEvaluation:
         interval = numbers["faithfulness_interval"]
         ends = "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
         rows: list[list[Cell]] = [
-            ["edges", f"{len(self.circuit)} of {self.circuit.wiring.n_edges}"],
+            ["edges", f"{len(self.circuit)} of {self.circuit.kept.size}"],
             ["metric: circuit, model, no edge", " , ".join(f"{v:.4g}" for v in numbers["metric"].values())],
             ["faithfulness (ratio of means), 95% interval", f"{self.faithfulness:.3f}, {ends}"],
             ["faithfulness (mean of ratios)", f"{self.mean_of_ratios:.3f}"],
@@ -203,7 +204,7 @@ class CircuitEvaluation:
         """Read what `save` wrote."""
         record = CircuitEvaluationRecord.load(path)
         settings = dict(record.settings)
-        circuit = Circuit.from_json(
+        circuit = saved_circuit(
             record.numbers["circuit"], scores=record.arrays.get("scores"), settings=settings.pop("found_by")
         )
         return cls(
@@ -223,7 +224,7 @@ class CircuitEvaluation:
 
 def evaluate_circuits(
     model: Model,
-    circuits: Sequence[Circuit],
+    circuits: Sequence[Circuit | PositionalCircuit],
     split: Split,
     *,
     conventions: Conventions | None = None,
@@ -233,7 +234,7 @@ def evaluate_circuits(
 
     Args:
         model: The model that they were found in.
-        circuits: At least one.
+        circuits: At least one; all with the same spans, or without.
         split: Prompt pairs; for a claim about them, ones that no search has seen.
         conventions: What removed edges carry, and in which run.
         measures: What is measured beside faithfulness.
@@ -243,6 +244,7 @@ def evaluate_circuits(
 
     Raises:
         UnknownEdge: a circuit of another model.
+        ShapeError: circuits with and without positions, or prompts that do not have them.
         NotEnoughEvidence: an empty circuit, or none at all.
 
     Cost: two forward passes, one for all edges, one for each circuit less what it need not compute; minimality
@@ -255,7 +257,7 @@ def evaluate_circuits(
     for circuit in circuits:
         circuit.refuse_unless_of(model)
     conventions, measures = conventions or Conventions(), measures or Measures()
-    runs = CircuitRuns(model, split, conventions)
+    runs = CircuitRuns(model, split, conventions, spans=shared_spans(model, split, circuits))
     plans = [Plan(circuit, measures) for circuit in circuits]
     masks = [np.ones_like(circuits[0].kept), np.zeros_like(circuits[0].kept)]
     for plan in plans:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from mechscope.circuits.circuit import Circuit, edges_out_of
+from mechscope.circuits.positional import PositionalCircuit
 from mechscope.vocabulary.edges import Node
 from mechscope.vocabulary.errors import ShapeError
 
@@ -39,7 +40,7 @@ class Measures:
 class Plan:
     """The circuits that one circuit's measures need, and how they are read."""
 
-    def __init__(self, circuit: Circuit, measures: Measures) -> None:
+    def __init__(self, circuit: Circuit | PositionalCircuit, measures: Measures) -> None:
         self.circuit, self.measures = circuit, measures
         self.masks: list[np.ndarray] = [circuit.kept]
         self.subsets = _subsets(circuit, measures) if measures.parts else {}
@@ -53,7 +54,7 @@ class Plan:
         if "minimality" in measures.parts:
             for index in np.flatnonzero(circuit.kept):
                 mask = circuit.kept.copy()
-                mask[index] = False
+                mask.flat[index] = False
                 self._add(("edge", str(index)), mask)
             for node in _writers(circuit):
                 gone = edges_out_of(circuit.wiring, [node])
@@ -90,12 +91,12 @@ class Plan:
         return found
 
 
-def _writers(circuit: Circuit) -> list[Node]:
+def _writers(circuit: Circuit | PositionalCircuit) -> list[Node]:
     touched = set(circuit.nodes)
     return [node for node in circuit.wiring.writers if node.kind != "embed" and node in touched]
 
 
-def _subsets(circuit: Circuit, measures: Measures) -> dict[str, list[Node]]:
+def _subsets(circuit: Circuit | PositionalCircuit, measures: Measures) -> dict[str, list[Node]]:
     """Sets of the circuit's nodes: each layer's, and random ones of half of them."""
     nodes = _writers(circuit)
     found: dict[str, list[Node]] = {}

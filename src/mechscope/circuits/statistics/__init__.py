@@ -1,7 +1,10 @@
 """Statistics of circuits: would other prompts give the same one, and does a circuit beat chance?"""
 
+from mechscope.circuits.statistics.control_result import Discovery, DiscoveryControls
+from mechscope.circuits.statistics.discovery_controls import ControlSettings, control_discovery
 from mechscope.circuits.statistics.random_circuits import random_circuits
 from mechscope.circuits.statistics.resampling import Stability, measure_stability
+from mechscope.circuits.statistics.reset_networks import WeightReset, reset_weights
 from mechscope.circuits.statistics.significance import (
     CircuitTest,
     CircuitTests,
@@ -13,11 +16,17 @@ from mechscope.circuits.statistics.stress import Stress, stress_circuit
 __all__ = [
     "CircuitTest",
     "CircuitTests",
+    "ControlSettings",
+    "Discovery",
+    "DiscoveryControls",
     "Stability",
     "Stress",
     "TestSettings",
+    "WeightReset",
+    "control_discovery",
     "measure_stability",
     "random_circuits",
+    "reset_weights",
     "stress_circuit",
     "test_circuit",
 ]

@@ -60,6 +60,19 @@ class State:
 
 
 @dataclass(frozen=True)
+class TokenSpans:
+    """Parts of prompts, token by token.
+
+    Args:
+        n: How many; one of them may have no token.
+        of_tokens: The span of each token, [row, column], from 0 on; padding is in one too.
+    """
+
+    n: int
+    of_tokens: Tensor
+
+
+@dataclass(frozen=True)
 class Spans:
     """Parts of the prompts in which edges are kept or removed apart.
 
@@ -80,6 +93,15 @@ class Spans:
 
 
 @dataclass
+class _Made:
+    """What a block has made once."""
+
+    streams: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    arguments: dict[tuple[int, int], Arguments] = field(default_factory=dict)
+    constants: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
 class Block:
     """Prompts ready for edge runs.
 
@@ -89,7 +111,6 @@ class Block:
         places: Indices.
         shape: (rows, columns) of the prompts.
         reads: Tokens that the metric reads, flat indices, [reads].
-        n_reads: Reads of each row.
         run: The prompts' own run.
         ablated: What removed edges carry.
         first_column: Columns before it are alike in every circuit; tokens from it on are *live*.
@@ -104,16 +125,13 @@ class Block:
     places: Places
     shape: tuple[int, int]
     reads: Tensor
-    n_reads: int
     run: Recorded
     ablated: Values
     first_column: int = 0
     spans: Spans | None = None
     removed_units: list[Tensor] = field(default_factory=list)
     first: tuple[Tensor, Tensor] | None = None
-    _streams: dict[tuple[int, str], Tensor] = field(default_factory=dict)
-    _arguments: dict[tuple[int, int], Arguments] = field(default_factory=dict)
-    _constants: dict[int, Tensor] = field(default_factory=dict)
+    _made: _Made = field(default_factory=_Made)
 
     @property
     def n_tokens(self) -> int:
@@ -132,9 +150,9 @@ class Block:
 
     def constant(self, layer: int) -> Tensor:
         """What a layer's projections add beside their matrices, [reader, live tokens, d_head]."""
-        if layer not in self._constants:
-            self._constants[layer] = self.live(self.run.constants[layer])
-        return self._constants[layer]
+        if layer not in self._made.constants:
+            self._made.constants[layer] = self.live(self.run.constants[layer])
+        return self._made.constants[layer]
 
     def stream(self, layer: int, which: str) -> Tensor:
         """What a reader sees with all its edges removed, [tokens or reads, d_model].
@@ -143,9 +161,9 @@ class Block:
             layer: Which layer; the number of layers for the logits.
             which: "attention", "mlp" or "logits".
         """
-        if (layer, which) not in self._streams:
-            self._streams[layer, which] = self._stream(layer, which)
-        return self._streams[layer, which]
+        if (layer, which) not in self._made.streams:
+            self._made.streams[layer, which] = self._stream(layer, which)
+        return self._made.streams[layer, which]
 
     def _stream(self, layer: int, which: str) -> Tensor:
         is_last = layer >= self.places.wiring.n_layers - 1 and which != "attention"
@@ -159,11 +177,11 @@ class Block:
 
     def arguments(self, layer: int, times: int) -> Arguments:
         """What a layer's attention is called with for copies of the prompts."""
-        if (layer, times) not in self._arguments:
-            if len(self._arguments) > 64 * len(self.layers):
-                self._arguments.clear()
-            self._arguments[layer, times] = repeated(self.run.arguments[layer], self.shape[0], times)
-        return self._arguments[layer, times]
+        if (layer, times) not in self._made.arguments:
+            if len(self._made.arguments) > 64 * len(self.layers):
+                self._made.arguments.clear()
+            self._made.arguments[layer, times] = repeated(self.run.arguments[layer], self.shape[0], times)
+        return self._made.arguments[layer, times]
 
     def with_ablated(self, ablated: Values) -> "Block":
         """The same prompts with other values on removed edges, at every token alike."""
@@ -173,7 +191,6 @@ class Block:
             self.places,
             self.shape,
             self.reads,
-            self.n_reads,
             self.run,
             ablated,
         )

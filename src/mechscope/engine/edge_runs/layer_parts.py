@@ -6,7 +6,7 @@ writes is its share of what attention adds: where a norm stands behind attention
 denominator of the whole, and an output bias is shared evenly. Shares add up to `attn_out`, but for a constant bias.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -80,8 +80,11 @@ class LayerParts:
     def heads_are_coupled(self) -> bool:
         """Whether one head's inputs reach what another writes: a norm behind attention, or over all queries."""
         q_pre, q_proj = self.parts.get("q_pre"), self.parts.get("q_proj")
-        is_wide = q_pre is not None and q_proj is not None and q_pre.module != q_proj.module
-        return self.post_norm("attn") is not None or (is_wide and isinstance(q_pre.layout, Heads))
+        if self.post_norm("attn") is not None:
+            return True
+        if q_pre is None or q_proj is None:
+            return False
+        return q_pre.module != q_proj.module and isinstance(q_pre.layout, Heads)
 
     def post_norm(self, which: str) -> nn.Module | None:
         """The norm between what a branch returns and what it adds to the stream; None if there is none."""
@@ -204,7 +207,7 @@ class Attention:
     _z: dict[int, Tensor] = field(default_factory=dict)
 
     @contextmanager
-    def standing(self) -> Iterator[None]:
+    def standing(self) -> Generator[None, None, None]:
         """Stand in for every layer's projections for the duration of a block."""
         functions: dict[nn.Module, Callable[..., Any]] = {}
         for index, layer in enumerate(self.binding.layers):

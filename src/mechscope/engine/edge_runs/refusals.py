@@ -1,9 +1,9 @@
 """What edge runs refuse before they start."""
 
 import torch
-from torch import Tensor
 
 from mechscope.engine.edge_runs.ablations import EdgeAblation, Resampled
+from mechscope.engine.edge_runs.block import TokenSpans
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import InterventionMismatch, PairLengthMismatch, PointUnavailable, ShapeError
@@ -25,16 +25,19 @@ def refuse_out_of_reach(model: Model) -> None:
         )
 
 
-def refuse_other_tokens(tokens: TokenBatch, spans: Tensor | None) -> None:
+def refuse_other_tokens(tokens: TokenBatch, spans: TokenSpans | None) -> None:
     """Refuse spans of other tokens.
 
     Raises:
         ShapeError
     """
-    if spans is not None and (spans.shape != tokens.ids.shape or int(spans.min()) < 0):
+    if spans is None:
+        return
+    of = spans.of_tokens
+    if of.shape != tokens.ids.shape or int(of.min()) < 0 or int(of.max()) >= spans.n:
         raise ShapeError(
             "Spans are numbered token by token.",
-            got=f"spans of shape {list(spans.shape)}, tokens of shape {list(tokens.ids.shape)}",
+            got=f"{spans.n} spans of shape {list(of.shape)}, tokens of shape {list(tokens.ids.shape)}",
             because="every token is in one span, padding too",
             instead="a number from 0 on for each token of the batch",
         )

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from mechscope.engine.edge_runs.ablations import Constant, EdgeAblation
 from mechscope.engine.edge_runs.batching import cut_batches
-from mechscope.engine.edge_runs.block import Block, Spans, State, Values, constant_values, values_of
+from mechscope.engine.edge_runs.block import (
+    Block,
+    Spans,
+    State,
+    TokenSpans,
+    Values,
+    constant_values,
+    values_of,
+)
 from mechscope.engine.edge_runs.layer_parts import Attention, LayerParts
 from mechscope.engine.edge_runs.measuring import Measuring
 from mechscope.engine.edge_runs.places import Places
@@ -68,8 +76,8 @@ class EdgeRuns:
         tokens: Prompts; what writers add themselves is computed from them.
         metric: What is read, one answer a prompt.
         ablation: What removed edges carry.
-        spans: Number of each token's span, [row, column], from 0 on: edges are kept or removed span by span. None
-            keeps or removes them at every token.
+        spans: Parts of the prompts in which edges are kept or removed apart; None keeps or removes them at every
+            token.
         with_units: Whether circuits may keep some units of an MLP and remove the others.
         memory: Budget in bytes for one batch of circuits; None suits the device.
 
@@ -87,7 +95,7 @@ class EdgeRuns:
         *,
         metric: Metric,
         ablation: EdgeAblation,
-        spans: Tensor | None = None,
+        spans: TokenSpans | None = None,
         with_units: bool = False,
         memory: int | None = None,
     ) -> None:
@@ -96,7 +104,7 @@ class EdgeRuns:
         if with_units:
             refuse_without_units(model, ablation)
         self.with_units = with_units
-        self.spans, self.n_spans = spans, 1 if spans is None else int(spans.max()) + 1
+        self.spans = spans
         self.model, self.tokens, self.metric, self.ablation = model, tokens, metric, ablation
         self.wiring = wiring_of(model)
         self.memory = memory or DEFAULT_MEMORY.get(model.device.type, DEFAULT_MEMORY["cuda"])
@@ -138,7 +146,7 @@ class EdgeRuns:
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        return (self.wiring.n_edges,) if self.spans is None else (self.n_spans, self.wiring.n_edges)
+        return (self.wiring.n_edges,) if self.spans is None else (self.spans.n, self.wiring.n_edges)
 
     @property
     def start(self) -> list[State]:
@@ -174,7 +182,7 @@ class EdgeRuns:
         """
         circuits = self._as_masks(circuits)
         units = None if units is None else self._as_units(units, len(circuits))
-        anywhere = circuits if self.spans is None else circuits.any(1)
+        anywhere = circuits if self.spans is None else np.any(circuits, 1)
         cuts = cut_batches(self._places, anywhere, most=self.batch_size)
         parts = [
             self._walk(circuits[at], None, everything=False, units=None if units is None else units[at])
@@ -229,7 +237,7 @@ class EdgeRuns:
     def _as_masks(self, circuits: Sequence[Edges] | np.ndarray) -> np.ndarray:
         masks = np.asarray(circuits, dtype=bool)
         if masks.shape[1:] != self._shape:
-            spans = "" if self.spans is None else f", and there are {self.n_spans} spans"
+            spans = "" if self.spans is None else f", and there are {self.spans.n} spans"
             raise ShapeError(
                 "These are not circuits of this model.",
                 got=f"edges of shape {list(masks.shape)}",
@@ -306,7 +314,6 @@ class EdgeRuns:
             self._places,
             shape,
             reads,
-            columns.shape[1],
             run,
             ablated,
             first,
@@ -335,8 +342,8 @@ class EdgeRuns:
         if self.spans is None:
             return None
         width, first_column = columns
-        spans = self.spans[rows, -width:].to(reads.device)
-        return Spans(self.n_spans, spans[:, first_column:].flatten(), spans.flatten()[reads])
+        spans = self.spans.of_tokens[rows, -width:].to(reads.device)
+        return Spans(self.spans.n, spans[:, first_column:].flatten(), spans.flatten()[reads])
 
     def _ablated(
         self, rows: Tensor, run: Recorded, at: tuple[Tensor, tuple[int, int], int]

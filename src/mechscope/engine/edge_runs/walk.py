@@ -92,7 +92,7 @@ class Walk:
         else:
             every_one = tuple(range(self.masks.ndim - 1))
             union, changed = self.masks.any(every_one), (self.masks != self.base.edges).any(every_one)
-            partial = None if self.units is None else (~self.units).any((0, 2))
+            partial = None if self.units is None else np.any(~self.units, (0, 2))
             self.work = work_of(self.places, np.asarray(union), np.asarray(changed), partial)
         self.early = _Changes(int((self.work.writers < self.places.n_early).sum()))
         self.read: _Changes | None = None

@@ -25,7 +25,7 @@ from mechscope.cli.terminal import bar, emit, facts, uninterrupted
 from mechscope.vocabulary.errors import BadFile
 
 N_PAIRS = 600
-DEMO_PAIRS = 300  # 150 held-out ones are enough for this behaviour, and the demo stays under 90 seconds
+DEMO_PAIRS = 204  # 102 held-out ones are enough for this behaviour, and the demo stays under 90 seconds
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for report, numbers and claim.")]
 FreshOption = Annotated[
     bool,

@@ -10,7 +10,7 @@ import torch
 from features.cases import dictionary_of, model_of, texts
 from mechscope.dictionaries.evaluation.run import evaluate
 from mechscope.features.building import compact
-from mechscope.features.cards import open_card, save_card, save_table
+from mechscope.features.cards import is_measured, open_card, save_card, save_table
 from mechscope.features.index import FeatureIndex
 from mechscope.features.shipping import Shipment, build_bundled, rounded
 from mechscope.features.statistics import Statistics, narrowed
@@ -37,6 +37,9 @@ def test_a_card_tells_what_was_measured_and_on_which_text(tmp_path: Path) -> Non
     save_table(tmp_path / "README.md", {"resid_post.1": card}, model="tiny", command="make it")
     assert "| `resid_post.1` | 24 |" in (tmp_path / "README.md").read_text()
     assert open_card(tmp_path / "elsewhere") is None
+    assert is_measured(tmp_path, dictionary, text={"n_documents": 12, "seed": 0})
+    assert not is_measured(tmp_path, dictionary, text={"n_documents": 12, "seed": 1})
+    assert not is_measured(tmp_path, dictionary_of("relu"), text={"n_documents": 12, "seed": 0})
 
 
 def test_statistics_come_back_as_they_were_kept() -> None:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope.features.building import build as build
     from mechscope.features.index import FeatureIndex as FeatureIndex
-    from mechscope.features.index import open_index as open  # noqa: F401 - named by _PLACES
+    from mechscope.features.index import open_index as _open_index
     from mechscope.features.labels import Label as Label
     from mechscope.features.manifest import IndexSettings as IndexSettings
     from mechscope.features.page import FeaturePage as FeaturePage
     from mechscope.features.searching import SearchResult as SearchResult
     from mechscope.features.shipped import bundled as bundled
     from mechscope.features.shipped import bundled_indexes as bundled_indexes
+
+    open = _open_index
 
 _PLACES: dict[str, str] = {
     "FeatureIndex": "index:FeatureIndex",

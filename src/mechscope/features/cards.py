@@ -47,6 +47,8 @@ def save_card(
         evaluation: On text that it was not trained on.
         text: Which text that was.
     """
+    from mechscope.records.fingerprint import hash_tensors
+
     settings = dictionary.settings
     card = {
         "format": FORMAT,
@@ -54,6 +56,7 @@ def save_card(
         "reads": [str(site) for site in dictionary.reads],
         "writes": [str(site) for site in dictionary.writes],
         "n_latents": dictionary.n_latents,
+        "dictionary_sha256": hash_tensors(dictionary.tensors),
         "trained_as": settings.source.trained_as,
         "train_tokens": settings.source.n_tokens,
         "model": settings.source.model,
@@ -80,6 +83,16 @@ def open_card(folder: Path) -> dict[str, Any] | None:
         return None
     found: Any = open_json(path)
     return found if isinstance(found, dict) and found.get("format") == FORMAT else None
+
+
+def is_measured(folder: Path, dictionary: "Dictionary", *, text: Mapping[str, Any]) -> bool:
+    """Whether a folder has the card of this very dictionary on this text."""
+    from mechscope.records.fingerprint import hash_tensors
+
+    card = open_card(folder)
+    if card is None or card.get("dictionary_sha256") != hash_tensors(dictionary.tensors):
+        return False
+    return all(card["text"].get(name) == value for name, value in text.items())
 
 
 def save_table(path: Path, cards: Mapping[str, Mapping[str, Any]], *, model: str, command: str) -> None:

@@ -49,7 +49,11 @@ def shower(
         low, high = np.searchsorted(entries.token, [first, first + len(ids)])
         values[entries.token[low:high] - first] = entries.value[low:high]
         return Example(
-            tuple(strings[i] for i in ids), tuple(values.tolist()), int(token - first), int(token), int(row)
+            tuple(strings[int(i)] for i in ids),
+            tuple(values.tolist()),
+            int(token - first),
+            int(token),
+            int(row),
         )
 
     return show

@@ -65,9 +65,9 @@ def save_entries(folder: Path, serial: int, entries: Entries) -> StoredFile:
         row_group_size=ROWS_PER_GROUP,
         compression="zstd",
         compression_level=1,
-        use_dictionary=["latent"],
+        use_dictionary=["latent"],  # pyright: ignore[reportArgumentType] - a list of columns is allowed
         column_encoding={"token": "DELTA_BINARY_PACKED", "value": "BYTE_STREAM_SPLIT"},
-        write_statistics=["latent"],
+        write_statistics=["latent"],  # pyright: ignore[reportArgumentType] - as above
     )
     span = (int(entries.latent[0]), int(entries.latent[-1])) if len(entries) else (0, -1)
     return save_bytes(

@@ -23,7 +23,7 @@ from mechscope.dictionaries.training.progress import describe
 from mechscope.dictionaries.training.spec import Job, Training
 from mechscope.dictionaries.training.trainer import Report
 from mechscope.features.building import build
-from mechscope.features.cards import open_card, save_card, save_table
+from mechscope.features.cards import is_measured, open_card, save_card, save_table
 from mechscope.features.explaining import TokenStatistics
 from mechscope.features.manifest import IndexSettings
 from mechscope.features.scoring import label_latent
@@ -65,9 +65,9 @@ class Shipment:
     n_documents: int = 12_000
     n_tokens: int = 800_000
     batch: int = 1024
-    n_indexed: int = 560
+    n_indexed: int = 400
     n_measured: int = 600
-    n_labels: int = 64
+    n_labels: int = 192
     seed: int = 0
 
 
@@ -112,7 +112,8 @@ def build_bundled(
             shipped = shipped.with_settings(calibration=measure_card(shipped, model).calibration())
             _index(model, shipped, texts[0], folder=out / site, settings=settings)
             about = {"n_documents": settings.n_measured, "seed": settings.seed + 2}
-            save_card(out / site, shipped, evaluate(shipped, model, texts[1]), text=about)
+            if not is_measured(out / site, shipped, text=about):
+                save_card(out / site, shipped, evaluate(shipped, model, texts[1]), text=about)
     cards = {job.name: open_card(out / job.name) for job in jobs_for(model, settings)}
     found = {site: card for site, card in cards.items() if card is not None}
     save_table(out / TABLE, found, model=name, command=f"python -m mechscope.features.shipping {name}")

@@ -45,6 +45,9 @@ from mechscope.vocabulary.errors import ShapeError
 
 DEFAULT_MEMORY = {"cpu": 2**25, "cuda": 2**30}
 """Bytes of one batch by device. On a CPU larger batches leave the cache; fresh pages cost more than the products."""
+_BLOCK = 2
+"""Budgets that a block's rows fill: a circuit of few edges computes little in a row, and each call has its price."""
+
 Edges = np.ndarray
 """Which edges a circuit keeps, [edge] truth values in the order of `Wiring.edges`; with spans [span, edge]."""
 
@@ -79,7 +82,7 @@ class EdgeRuns:
         spans: Parts of the prompts in which edges are kept or removed apart; None keeps or removes them at every
             token.
         with_units: Whether circuits may keep some units of an MLP and remove the others.
-        memory: Budget in bytes for one batch of circuits; None suits the device.
+        memory: Budget in bytes for one batch of circuits, twice that for a block of prompts; None suits the device.
 
     Raises:
         PointUnavailable: the family's attention is out of reach.
@@ -295,7 +298,7 @@ class EdgeRuns:
         """Rows of each block: as many as leave room for a few circuits at once."""
         vectors = 3 * self._places.n_writers + 4 * self._places.n_readers
         per_row = self.tokens.shape[1] * vectors * self.model.d_model * self.model.dtype.itemsize
-        size = max(1, self.memory // (2 * per_row))
+        size = max(1, _BLOCK * self.memory // per_row)
         return list(torch.arange(self.n_rows).tensor_split(-(-self.n_rows // size)))
 
     def _prepare(self, rows: Tensor) -> None:

@@ -55,7 +55,7 @@ def _are_lines(text: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", help="which; all by default")
     parser.add_argument(
         "--pairs", type=int, default=FEWEST_PAIRS, help="interleaved pairs, at least 15 count"

@@ -5,7 +5,7 @@ is timed on some of the cells and scaled up, since every forward costs the same;
 checked once before any timing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -58,7 +58,7 @@ class Grid:
         self.model, self.hf = opened(SHAPE), random_model(SHAPE)
         clean, corrupt = random_pair(SHAPE, N_TOKENS, n_shared=n_shared)
         self.metric = LogitDifference(answers=answer_sets([11]), wrong=answer_sets([22]))
-        self.pairs = SimpleNamespace(clean=clean, corrupt=corrupt, metric=self.metric)
+        self.pairs: Any = SimpleNamespace(clean=clean, corrupt=corrupt, metric=self.metric)
         n_columns = N_TOKENS if site == "resid_pre" else self.model.n_heads
         self.cells = [Cell(la, i) for la in range(self.model.n_layers) for i in range(n_columns)]
         self.donor = self._donor()
@@ -78,7 +78,9 @@ class Grid:
         return [
             Experiment(
                 inputs=self.pairs.corrupt,
-                writes=(patch(f"{self.site}.{cell.layer}", run, **{name: cell.index}),),
+                writes=(
+                    patch(f"{self.site}.{cell.layer}", run, **{name: cell.index}),  # pyright: ignore[reportArgumentType]
+                ),
                 metric=self.metric,
             )
             for cell in self.cells
@@ -90,9 +92,9 @@ class Grid:
         return float(logits[11] - logits[22])
 
     @contextmanager
-    def _hooked(self, cell: Cell) -> Iterator[None]:
+    def _hooked(self, cell: Cell) -> Generator[None, None, None]:
         given = self.donor[cell.layer]
-        block = self.hf.transformer.h[cell.layer]
+        block: Any = self.hf.transformer.h[cell.layer]
         d_head = self.model.d_head
         mine = slice(cell.index * d_head, (cell.index + 1) * d_head)
 
@@ -115,7 +117,7 @@ class Grid:
 
     def _donor(self) -> list[Tensor]:
         kept: list[Tensor] = []
-        blocks = self.hf.transformer.h
+        blocks: Any = self.hf.transformer.h
         modules = blocks if self.site == "resid_pre" else [block.attn.c_proj for block in blocks]
         handles = [m.register_forward_pre_hook(lambda _m, args: kept.append(args[0])) for m in modules]
         with torch.no_grad():

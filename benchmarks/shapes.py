@@ -23,8 +23,9 @@ SHAPES = {"gpt2-small": GPT2_SMALL, "4-layer-256-wide": SMALL}
 def random_model(shape: str, attention: str = "sdpa") -> GPT2LMHeadModel:
     """A random model of a shape, in evaluation mode and float32; equal weights whatever the attention."""
     torch.manual_seed(0)
-    settings = SHAPES[shape] | {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    model = GPT2LMHeadModel(GPT2Config(**settings, attn_implementation=attention)).eval()
+    no_tokens = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    settings: dict[str, Any] = SHAPES[shape] | no_tokens | {"attn_implementation": attention}
+    model = GPT2LMHeadModel(GPT2Config(**settings)).eval()
     return model.requires_grad_(False)
 
 

@@ -6,7 +6,7 @@ In a chain of two heads either head alone carries everything, so the first claim
 whole; the second is not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
@@ -157,8 +157,10 @@ class ControlSets:
 
 def control_sets(heads: HeadSet, n_heads: int, *, n_draws: int, seed: int) -> ControlSets:
     """The family "other components, same layers" of a head set."""
-    by_layer = {la: tuple(h for at, h in heads if at == la) for la in sorted({la for la, _ in heads})}
-    universe = {layer: range(n_heads) for layer in range(2)}
+    by_layer: dict[Hashable, Sequence[Hashable]] = {
+        la: tuple(h for at, h in heads if at == la) for la in sorted({la for la, _ in heads})
+    }
+    universe: dict[Hashable, Sequence[Hashable]] = {layer: range(n_heads) for layer in range(2)}
     drawn = draw_selections(by_layer, universe, n_draws=n_draws, seed=seed, name=SAME_LAYERS)
     sets = [
         tuple(sorted((int(la), int(h)) for la, chosen in member.items() for h in chosen))  # type: ignore[call-overload]

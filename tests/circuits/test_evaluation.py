@@ -77,7 +77,7 @@ def test_faithfulness_is_its_definition():
     model, behavior = induction()
     split = behavior.validation
     found = true_circuit().evaluate(model, split, measures=Measures(parts=()))
-    runs = CircuitRuns(model, split, Conventions())
+    runs = CircuitRuns(model, split, conventions=Conventions())
     m = runs.measure(np.stack([true_circuit().kept, runs.runs.every, runs.runs.none]))
     assert found.faithfulness == pytest.approx((m[0] - m[2]).mean() / (m[1] - m[2]).mean(), abs=1e-9)
     assert np.allclose(found.per_pair, (m[0] - m[2]) / (m[1] - m[2]))
@@ -135,5 +135,7 @@ def test_learned_constants_lose_less_than_means_and_zeros():
         "mean": Conventions(ablation="mean"),
         "optimal": learn_constants(model, split, circuit=half, n_steps=25),
     }.items():
-        lost[name] = CircuitRuns(model, split, conventions, metric=kl).measure(half.kept[None]).mean()
+        lost[name] = (
+            CircuitRuns(model, split, conventions=conventions, metric=kl).measure(half.kept[None]).mean()
+        )
     assert lost["optimal"] < 0.8 * lost["mean"] and lost["optimal"] < lost["zero"]

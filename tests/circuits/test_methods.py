@@ -113,7 +113,7 @@ def test_verified_scores_are_those_of_real_patching():
 
 def test_patched_importance_is_one_whole_run_for_each_edge():
     model, split = opened("gemma2"), pairs()
-    runs = CircuitRuns(model, split, Conventions())
+    runs = CircuitRuns(model, split, conventions=Conventions())
     edges = np.arange(0, runs.wiring.n_edges, 17)
     masks = np.ones((len(edges) + 1, runs.wiring.n_edges), dtype=bool)
     masks[np.arange(len(edges)), edges] = False

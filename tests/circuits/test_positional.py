@@ -104,7 +104,7 @@ def test_needs_of_placed_edges_are_measured_one_by_one():
     without = found.kept.copy()
     place = found.edges.index(found.top(1)[0][0])
     without.flat[np.flatnonzero(found.kept)[place]] = False
-    runs = CircuitRuns(model, split, Conventions(), spans=spans_of(model, split, found))
+    runs = CircuitRuns(model, split, conventions=Conventions(), spans=spans_of(model, split, found))
     values = runs.measure(np.stack([found.kept, without])).mean(1)
     gap = abs(evaluation.gap)
     assert evaluation.edge_needs[place] == pytest.approx(abs(values[0] - values[1]) / gap, abs=1e-5)

@@ -58,7 +58,12 @@ def test_a_claim_of_an_earlier_investigation_does_not_stay_beside_a_report_witho
         (out / name).write_text("{}")
     (out / "notes.txt").write_text("mine")
     assert shell("investigate", "induction", weak, "--out", out).code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "report.html", "result.json", "weak.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "notes.txt",
+        "report.html",
+        "result.json",
+        "weak.jsonl",
+    ]
 
 
 def test_a_failure_while_writing_leaves_the_folder_as_it_was(

@@ -19,7 +19,7 @@ def test_the_written_edges_are_found_and_their_claim_supported(tmp_path: Path) -
     model = ms.load("induction")
     behavior = ms.behaviors.load("induction", model, n=240)
     found = investigate_circuit(
-        model, behavior, CircuitSearch(method="eap", n_edges=3, n_runs=3), ledger=tmp_path
+        model, behavior, search=CircuitSearch(method="eap", n_edges=3, n_runs=3), ledger=tmp_path
     )
     found = replace(found, command="mechscope circuit ...")
     files = save_circuit_investigation(found, tmp_path / "out")

@@ -88,7 +88,7 @@ def test_the_smallest_faithful_circuit_is_the_edges_that_were_written_down(part:
 def test_the_circuits_claim_is_sized_on_validation_and_held_against_random_circuits(
     model, small, part
 ) -> None:
-    claim = claim_edges(model, small, part).claim
+    claim = claim_edges(model, small, part=part).claim
     assert claim is not None and claim.controls == "random circuits"
     assert [(p.kind, p.how) for p in claim.predictions] == [
         ("lowers", "corrupt"),
@@ -119,7 +119,7 @@ def test_where_no_size_is_faithful_enough_no_circuit_is_claimed(model, small, mo
     part = find_edges(model, small, small.train.select(range(2)))
     assert part.circuit is None and part.claim is None
     assert "The best keeps 40% with" in part.stopped and "No circuit is claimed" in part.stopped
-    assert claim_edges(model, small, part) == part
+    assert claim_edges(model, small, part=part) == part
     assert "No circuit is claimed" in found_circuit_section(part, None, name="induction").blocks[0].text
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mechscope.attribution.contraction import Offsets
-from mechscope.figures.labelled import Label, LabelledArray
+from mechscope.engine.places import Label
+from mechscope.figures.labelled import LabelledArray
 from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.records.record import Record
 from mechscope.vocabulary.edges import Edge, Wiring

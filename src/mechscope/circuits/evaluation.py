@@ -257,7 +257,7 @@ def evaluate_circuits(
     for circuit in circuits:
         circuit.refuse_unless_of(model)
     conventions, measures = conventions or Conventions(), measures or Measures()
-    runs = CircuitRuns(model, split, conventions, spans=shared_spans(model, split, circuits))
+    runs = CircuitRuns(model, split, conventions=conventions, spans=shared_spans(model, split, circuits))
     plans = [Plan(circuit, measures) for circuit in circuits]
     masks = [np.ones_like(circuits[0].kept), np.zeros_like(circuits[0].kept)]
     for plan in plans:

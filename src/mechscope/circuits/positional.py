@@ -336,7 +336,7 @@ def connected_in_spans(wiring: Wiring, kept: np.ndarray) -> np.ndarray:
         at, first = places.attention_edges(layer), places.head(layer)
         block = kept[:, at].reshape(n_spans, places.n_readers, -1)
         block = block & reached[:, None, : block.shape[2]]
-        reads = np.any(block, 2)
+        reads: np.ndarray = np.any(block, 2)
         moved = np.repeat((reads[:, n : n + n_kv] | reads[:, n + n_kv :]).any(0), group)
         reached[:, first : first + n] = reads[:, :n] | moved
         found[:, at] = (block & alive[layer][..., None]).reshape(n_spans, -1)

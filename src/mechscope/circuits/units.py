@@ -173,7 +173,7 @@ def evaluate_units(
             because="an edge given the clean value carries all units of its MLP as they are there",
             instead='Conventions(direction="noising")',
         )
-    runs = CircuitRuns(model, split, conventions, with_units=True)
+    runs = CircuitRuns(model, split, conventions=conventions, with_units=True)
     masks = [one.circuit.kept for one in circuits]
     whole = np.ones_like(masks[0])
     every = np.ones_like(circuits[0].kept_units)

@@ -59,12 +59,12 @@ def measure_circuits(
         circuit.refuse_unless_of(model)
     kept = np.stack([circuit.kept for circuit in circuits])
     if prediction.kind in ("recovers", "needs"):
-        runs = CircuitRuns(model, split, Conventions())
+        runs = CircuitRuns(model, split, conventions=Conventions())
         if prediction.kind == "needs":
             return np.stack([_least_needed(runs, mask) for mask in kept])
         return runs.measure(kept)
     ablation: Any = OF_EDGES[prediction.how]
-    return CircuitRuns(model, split, Conventions(ablation=ablation)).measure(~kept)
+    return CircuitRuns(model, split, conventions=Conventions(ablation=ablation)).measure(~kept)
 
 
 def refuse_unless_of_edges(prediction: Prediction) -> None:

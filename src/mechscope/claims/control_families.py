@@ -97,7 +97,12 @@ def draw_family(
         basis = mechanism.tensor.numpy()[None]
         found = random_subspaces(basis, covariance, n_draws=n_draws, seed=seed)
         return _along(mechanism, found[:, 0])
-    if family == SHUFFLED and SHUFFLED in families_for(mechanism) and corrupt is not None:
+    if (
+        family == SHUFFLED
+        and isinstance(mechanism, Direction)
+        and SHUFFLED in families_for(mechanism)
+        and corrupt is not None
+    ):
         return _shuffled(model, mechanism, (reference, corrupt), n_draws=n_draws, seed=seed)
     if family == RIVALS and isinstance(mechanism, Circuit):
         rivals = draw_rivals(mechanism, n_draws=n_draws, seed=seed)

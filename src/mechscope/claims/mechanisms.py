@@ -20,7 +20,7 @@ from mechscope.models.cache import Cache
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import NotEnoughEvidence, PositionOutOfRange
-from mechscope.vocabulary.protocols import Write
+from mechscope.vocabulary.protocols import Mechanism, Write
 
 Head = tuple[int, int]
 
@@ -39,7 +39,7 @@ class ModelSize:
 
 
 @runtime_checkable
-class MeasurableMechanism(Protocol):
+class MeasurableMechanism(Mechanism, Protocol):
     """What testing needs beyond a name and a JSON form."""
 
     @property

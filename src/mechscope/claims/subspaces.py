@@ -5,6 +5,8 @@ whose captured variance only the mechanism itself has.
 Invariant: draw `i` depends on the claim's seed, the family's name and `i` only.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
@@ -126,7 +128,15 @@ def _tilted_to(
     while captured(high) < target and high < 1e6:
         high *= 2
     if captured(low) < target < captured(high):
-        high = float(brentq(lambda power: captured(power) - target, low, high, xtol=1e-10, rtol=1e-12))
+        # Types are inferred from scipy's code: that of `rtol` from its default, and a pair if more is asked for.
+        root: Any = brentq(
+            lambda power: captured(power) - target,
+            low,
+            high,
+            xtol=1e-10,
+            rtol=1e-12,  # pyright: ignore[reportArgumentType]
+        )
+        high = float(root)
     found = captured(high)
     if abs(found - target) > 1e-3 * target:
         raise NotEnoughEvidence(

@@ -73,7 +73,7 @@ def circuit(
         found = investigate_circuit(
             opened,
             loaded,
-            CircuitSearch(method=method, n_edges=edges, n_runs=runs, seed=seed),
+            search=CircuitSearch(method=method, n_edges=edges, n_runs=runs, seed=seed),
             ledger=out,
             progress=tell,
         )

@@ -30,7 +30,10 @@ Statistic = Callable[[Float[np.ndarray, "draw column"]], Float[np.ndarray, " dra
 
 @dataclass(frozen=True)
 class Interval:
-    """Two ends, their level (a fraction), and how made: "bca", "percentile", "constant", "clopper-pearson" or "none"."""
+    """Two ends, their level (a fraction), and how made.
+
+    How: "bca", "percentile", "constant", "clopper-pearson" or "none".
+    """
 
     low: float
     high: float

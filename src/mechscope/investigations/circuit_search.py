@@ -73,8 +73,8 @@ class CircuitInvestigation:
 def investigate_circuit(
     model: Model,
     behavior: Behavior,
-    search: CircuitSearch | None = None,
     *,
+    search: CircuitSearch | None = None,
     ledger: Path | None = None,
     progress: Progress | None = None,
 ) -> CircuitInvestigation:

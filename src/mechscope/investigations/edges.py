@@ -6,6 +6,7 @@ alone keep enough of the behaviour there. Held-out prompts play no part before t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
@@ -61,7 +62,8 @@ class EdgePart:
     @property
     def circuit(self) -> Circuit | None:
         """The edges that were found."""
-        return None if self.evaluation is None else self.evaluation.circuit
+        # It was looked for without positions.
+        return None if self.evaluation is None else cast(Circuit, self.evaluation.circuit)
 
 
 def find_edges(model: Model, behavior: Behavior, train: Split) -> EdgePart:
@@ -94,7 +96,7 @@ def find_edges(model: Model, behavior: Behavior, train: Split) -> EdgePart:
 
 
 def claim_edges(
-    model: Model, behavior: Behavior, part: EdgePart, *, others: Sequence[Behavior] = (), seed: int = 0
+    model: Model, behavior: Behavior, *, part: EdgePart, others: Sequence[Behavior] = (), seed: int = 0
 ) -> EdgePart:
     """Choose on validation prompts what to predict of the circuit, and freeze the claim.
 

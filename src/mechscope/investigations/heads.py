@@ -56,7 +56,7 @@ def find_heads(model: Model, behavior: Behavior, train: Split) -> HeadPart:
 
 
 def claim_heads(
-    model: Model, behavior: Behavior, part: HeadPart, *, others: Sequence[Behavior] = (), seed: int = 0
+    model: Model, behavior: Behavior, *, part: HeadPart, others: Sequence[Behavior] = (), seed: int = 0
 ) -> HeadPart:
     """Choose on validation prompts what to predict of the set, and freeze the claim.
 

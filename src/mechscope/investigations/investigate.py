@@ -117,8 +117,8 @@ def investigate(
         stages.begin("searching the smallest circuit of edges", 0.08, 0.13)
         edges = find_edges(model, behavior, train)
         stages.begin("choosing what to predict", 0.13, 0.15)
-        heads = claim_heads(model, behavior, heads, others=others, seed=seed)
-        edges = claim_edges(model, behavior, edges, others=others, seed=seed)
+        heads = claim_heads(model, behavior, part=heads, others=others, seed=seed)
+        edges = claim_edges(model, behavior, part=edges, others=others, seed=seed)
     claims = [None if part is None else part.claim for part in (heads, edges)]
     record, circuit_record = _test(model, claims, others, ledger, stages)
     stages.begin("writing", 0.99, 1.0)

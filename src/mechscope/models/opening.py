@@ -101,7 +101,7 @@ def load(
             f"({', '.join(bundled_names())}), or a Hugging Face id (needs a network)",
         ) from error
     if device_map is None:
-        hf = hf.to(device=device)
+        hf = hf.to(device=device)  # pyright: ignore[reportCallIssue] - the wrapper's type keeps `self`
     hf.eval()
     tokenizer = _tokenizer(source, revision, trust_remote_code)
     identity = Identity(name=str(name), revision=revision or "", calibration=_calibration(folder))

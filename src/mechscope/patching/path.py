@@ -140,7 +140,7 @@ class _Work:
         layers = [LayerParts(self.model.binding, layer) for layer in range(self.model.n_layers)]
         with self.model.ready():
             run, twin = (
-                record_run(self.model.binding, layers, Frame.of(batch)) for batch in (recipient, other)
+                record_run(self.model.binding, layers, frame=Frame.of(batch)) for batch in (recipient, other)
             )
         size = max(1, PATH_BYTES // (n_receivers + 2) // (run.embed.nbytes + 1))
         for start in range(0, len(self.nodes), size):

@@ -95,7 +95,8 @@ def causal_trace(
         for selection in places.selections
     ]
     table = _measure(model, batch, metric, noisy, cells=cells, progress=progress)
-    facts = {"site": site, **asdict(settings), "window": width, "noise_level": scale, "subject": spans, "bos": batch.bos}
+    facts = {"site": site, **asdict(settings), "window": width, "noise_level": scale}
+    facts |= {"subject": spans, "bos": batch.bos}
     return _result(model, batch, sites, places, table, clean=clean.measured.numpy(), facts=facts)
 
 

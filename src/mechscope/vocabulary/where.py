@@ -125,7 +125,7 @@ def _ints(value: Any) -> tuple[int, ...] | None:
             got=repr(value),
             instead="an int, a list of ints, or None for all",
         )
-    indices: Iterable[Any] = (value,) if isinstance(value, int) else value
+    indices = (value,) if isinstance(value, int) else cast("Iterable[Any]", value)
     return tuple(int(index) for index in indices)
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dictionaries.formats.written import NORM_IN, NORM_OUT, SCALE, D, F, L
+from dictionaries.formats.drawn import SCALE, D, F, L
+from dictionaries.formats.written import NORM_IN, NORM_OUT
 
 Given = tuple[Tensor, Tensor]
 Oracle = Callable[[Path, Tensor], Given]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dictionaries.formats.drawn import SCALE, D, F, L
 from dictionaries.formats.oracles import oracle_of
-from dictionaries.formats.written import CASES, SCALE, D, F, L
+from dictionaries.formats.written import CASES
 from mechscope import dictionaries
 from mechscope.dictionaries.dictionary import Dictionary
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dictionaries.formats.drawn import F, plain, put
 from dictionaries.formats.test_reading import FIXTURES, opened, values
-from dictionaries.formats.written import F, by_rows, plain, put, sae_lens, version_6
+from dictionaries.formats.written import by_rows
+from dictionaries.formats.written_sae_lens import sae_lens, version_6
 from mechscope import dictionaries
 from mechscope.dictionaries.formats.hub import find_on_hub
 from mechscope.vocabulary.errors import (

@@ -139,7 +139,7 @@ class Search:
     def __init__(self, model: Model, split: Split, settings: Acdc) -> None:
         self.model, self.split, self.settings = model, split, settings
         metric = kl_to_model(model, split) if settings.distance == "kl" else split.metric
-        self.runs = CircuitRuns(model, split, settings.conventions, metric=metric).runs
+        self.runs = CircuitRuns(model, split, conventions=settings.conventions, metric=metric).runs
         self.wiring = self.runs.wiring
         self.order, self.reader_of, self.layer_of = edge_order(self.wiring)
         fast = TOKENS_A_BATCH.get(model.device.type, 1024) // split.clean.ids.numel()

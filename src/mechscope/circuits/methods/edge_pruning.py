@@ -54,7 +54,7 @@ class EdgePruning:
 def find_by_edge_pruning(model: Model, split: Split, settings: EdgePruning) -> Circuit:
     """Gates on all edges, trained together to keep the output with few edges."""
     split = drawn(split, settings.n_pairs, settings.seed)
-    runs = CircuitRuns(model, split, settings.conventions, metric=kl_to_model(model, split)).runs
+    runs = CircuitRuns(model, split, conventions=settings.conventions, metric=kl_to_model(model, split)).runs
     n = runs.wiring.n_edges
     gates = Gates.new(n, start=settings.start, seed=settings.seed, like=runs.blocks[0].run.embed)
     pressure = torch.zeros(2, dtype=torch.float64, requires_grad=True)

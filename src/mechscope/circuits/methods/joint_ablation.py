@@ -49,7 +49,7 @@ class JointAblation:
 @discovery("joint-ablation", JointAblation)
 def find_by_joint_ablation(model: Model, split: Split, settings: JointAblation) -> Circuit:
     """The nodes that hurt when removed, alone or on top of others."""
-    runs = CircuitRuns(model, split, settings.conventions)
+    runs = CircuitRuns(model, split, conventions=settings.conventions)
     wiring = runs.wiring
     nodes = [node for node in wiring.writers if node.kind != "embed"]
     out_of = {node: edges_out_of(wiring, [node]) for node in nodes}
@@ -124,7 +124,7 @@ class Conditional:
 @discovery("conditional", Conditional)
 def find_conditionally(model: Model, split: Split, settings: Conditional) -> Circuit:
     """The strongest edges round by round, each round's gradients taken with the edges found before removed."""
-    runs = CircuitRuns(model, split, settings.conventions).runs
+    runs = CircuitRuns(model, split, conventions=settings.conventions).runs
     found = np.zeros(runs.wiring.n_edges, dtype=bool)
     scores = np.zeros(runs.wiring.n_edges)
     a_round = -(-settings.n_edges // settings.n_rounds)

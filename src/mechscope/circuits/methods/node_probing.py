@@ -56,7 +56,7 @@ class NodeProbing:
 def find_by_node_probing(model: Model, split: Split, settings: NodeProbing) -> Circuit:
     """Gates on nodes, trained together to keep the output with few nodes."""
     split = drawn(split, settings.n_pairs, settings.seed)
-    runs = CircuitRuns(model, split, settings.conventions, metric=kl_to_model(model, split)).runs
+    runs = CircuitRuns(model, split, conventions=settings.conventions, metric=kl_to_model(model, split)).runs
     nodes = runs.wiring.writers[1:]
     gates = Gates.new(len(nodes), start=settings.start, seed=settings.seed, like=runs.blocks[0].run.embed)
     counts = [runs.wiring.n_sources(target) for target, _ in runs.wiring.readers]

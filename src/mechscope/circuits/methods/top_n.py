@@ -117,7 +117,7 @@ def patched_importance(
 
     Cost: one forward for each edge, from its reader on; many in a batch.
     """
-    runs = CircuitRuns(model, split, conventions or Conventions()).runs
+    runs = CircuitRuns(model, split, conventions=conventions or Conventions()).runs
     order, _, layer_of = edge_order(runs.wiring)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))

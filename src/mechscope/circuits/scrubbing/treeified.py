@@ -51,9 +51,9 @@ class Treeified:
         _refuse_unusable(model, self._layers, examples)
         self._attention = Attention(model.binding)
         with model.ready():
-            run = record_run(model.binding, self._layers, Frame.of(examples.prompts))
+            run = record_run(model.binding, self._layers, frame=Frame.of(examples.prompts))
             # Prompts have one length, so what depends on the position alone is taken from the first.
-            one = record_run(model.binding, self._layers, Frame.of(examples.prompts.select([0])))
+            one = record_run(model.binding, self._layers, frame=Frame.of(examples.prompts.select([0])))
         self._constants, self._arguments = one.constants, one.arguments
         shape = examples.prompts.shape
         added: list[Tensor] = [run.embed[None]]

@@ -161,7 +161,7 @@ class _Look:
             if world == MODEL:
                 raise
             circuit, note = None, str(error).splitlines()[0]
-        runs = CircuitRuns(model, test, self.conventions)
+        runs = CircuitRuns(model, test, conventions=self.conventions)
         whole = np.ones(runs.wiring.n_edges, dtype=bool)
         masks = [whole, ~whole, ~whole if circuit is None else circuit.kept]
         masks += [circuit.kept for circuit in _sizes(circuit, self.settings.fractions)]

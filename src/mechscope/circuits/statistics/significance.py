@@ -137,7 +137,7 @@ def test_circuit(
     """
     circuit.refuse_unless_of(model)
     settings, conventions = settings or TestSettings(), conventions or Conventions()
-    runs = CircuitRuns(model, split, conventions)
+    runs = CircuitRuns(model, split, conventions=conventions)
     if split.n_units < FEWEST_UNITS:
         raise NotEnoughEvidence(
             "Tests of a circuit need more units.",

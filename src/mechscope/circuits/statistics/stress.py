@@ -92,7 +92,7 @@ def stress_circuit(
             "Stress needs at least one random part.", got=f"n_random={n_random}", instead="n_random=64"
         )
     conventions = conventions or Conventions()
-    runs = CircuitRuns(model, split, conventions)
+    runs = CircuitRuns(model, split, conventions=conventions)
     whole = np.ones_like(circuit.kept)
     outside = np.flatnonzero(~circuit.kept)
     shares = (np.arange(n_random) + 0.5) / n_random

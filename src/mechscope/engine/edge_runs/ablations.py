@@ -72,7 +72,7 @@ def mean_of(model: Model, reference: TokenBatch) -> Constant:
     """
     layers = [LayerParts(model.binding, layer) for layer in range(model.n_layers)]
     with model.ready():
-        run = record_run(model.binding, layers, Frame.of(reference))
+        run = record_run(model.binding, layers, frame=Frame.of(reference))
     real = reference.mask.bool().flatten().to(run.embed.device)
     rows: list[Tensor] = [run.embed[real].mean(0, keepdim=True)]
     for layer in range(model.n_layers):

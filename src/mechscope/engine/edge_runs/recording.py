@@ -49,7 +49,7 @@ class Recorded:
 
 
 def record_run(
-    binding: Binding, layers: list[LayerParts], frame: Frame, *, constants: bool = True, units: bool = False
+    binding: Binding, layers: list[LayerParts], *, frame: Frame, constants: bool = True, units: bool = False
 ) -> Recorded:
     """Run the prompts once and record them. The caller holds the model.
 

@@ -305,7 +305,7 @@ class EdgeRuns:
         binding = self.model.binding
         frame = Frame.of(self.tokens.select(rows.tolist()))
         is_zero = self.with_units and isinstance(self.ablation, Constant)
-        run = record_run(binding, self._layers, frame, units=is_zero)
+        run = record_run(binding, self._layers, frame=frame, units=is_zero)
         columns = read_columns(frame, self.metric.reading().positions)
         width = frame.ids.shape[1]
         reads = (torch.arange(len(rows))[:, None] * width + columns).flatten().to(run.embed.device)
@@ -358,5 +358,5 @@ class EdgeRuns:
             return values, run.projections, [torch.zeros_like(one) for one in run.units]
         frame = Frame.of(self.ablation.prompts.select(rows.tolist()))
         binding = self.model.binding
-        other = record_run(binding, self._layers, frame, constants=False, units=self.with_units)
+        other = record_run(binding, self._layers, frame=frame, constants=False, units=self.with_units)
         return values_of(other, *at), other.projections, other.units

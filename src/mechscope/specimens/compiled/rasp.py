@@ -167,7 +167,8 @@ def evaluate(program: Program, words: Sequence[str]) -> list[Any]:
 
     def chosen(selector: Selector) -> list[list[int]]:
         for condition in selector.conditions:
-            value(condition.keys), value(condition.queries)
+            value(condition.keys)
+            value(condition.queries)
         return [
             [
                 key

@@ -81,7 +81,7 @@ def _refuse_others(config: NativeConfig) -> None:
 
 
 def _weights(network: NativeForCausalLM, stock: GPT2LMHeadModel, *, d_head: int) -> dict[str, Tensor]:
-    config, old = network.config, network.state_dict()
+    config, old = cast(NativeConfig, network.config), network.state_dict()
     weights = {name: torch.zeros_like(value) for name, value in stock.state_dict().items()}
     width, n_embd = config.d_model, stock.config.n_embd
     plus, minus = width + 1, width + 2

@@ -4,7 +4,7 @@ Owns: `answer_rates` of one behaviour. Invariant: nothing is filtered; every dra
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mechscope.specimens.village.pairs import VillagePair
 from mechscope.specimens.village.prompts import draw_pairs
@@ -92,7 +92,7 @@ def next_word_probabilities(
 def _gives(
     row: "torch.Tensor", words: tuple[str, ...], tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[bool, float]:
-    ids = tokenizer.convert_tokens_to_ids(list(words))
+    ids = cast("list[int]", tokenizer.convert_tokens_to_ids(list(words)))
     mass = row[ids].sum().item()
     return (mass > 0.5 if len(words) > 1 else row.argmax().item() == ids[0]), mass
 

@@ -224,7 +224,7 @@ class PlaceOfPerson(Idea):
         """Write the facts once and ask about both people; sometimes recall a single fact instead."""
         unit = self.seen_unit(rng)
         facts, colours = self._facts(rng, unit, part="seen")
-        lines = []
+        lines, name = [], ""
         for index in rng.sample(range(2), 2):
             name, text = rng.choice(list(self.templates.items()))
             lines.append(f"{text.format(facts='', who=unit[index]).strip()} *{colours[index]} .")

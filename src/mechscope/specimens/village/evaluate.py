@@ -159,8 +159,9 @@ def release(
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     model.set_attn_implementation("sdpa")
-    model.to(torch.bfloat16).save_pretrained(folder)
-    model.to(torch.float32)
+    # The type of transformers' wrapper of `to` takes the dtype for `self`.
+    model.to(torch.bfloat16).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
+    model.to(torch.float32)  # pyright: ignore[reportArgumentType]
     save_tokenizer(folder)
     training = asdict(recipe) | {
         "steps": step,

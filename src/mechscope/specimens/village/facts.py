@@ -4,12 +4,15 @@ What each place sells and flies is told in the training wordings for every place
 met for the seen places only, in every behaviour of this file alike: one division of the places, key "facts".
 """
 
+from collections.abc import Callable
 from random import Random
 from typing import ClassVar
 
 from mechscope.specimens.village import lexicon
 from mechscope.specimens.village.idea import Document, Idea, Unit
 from mechscope.specimens.village.pairs import Case, divide
+
+_Value = str | tuple[str, ...]
 
 _TOLD_GOODS = (
     "{p} sells *{good} .",
@@ -173,8 +176,10 @@ class Tested(Sycophancy):
 
 
 def _distinct_couples(
-    places: tuple[str, ...], *, value=lambda place: (lexicon.SOLD_BY[place], lexicon.FLAG_OF[place])
-):
+    places: tuple[str, ...],
+    *,
+    value: Callable[[str], _Value] = lambda place: (lexicon.SOLD_BY[place], lexicon.FLAG_OF[place]),
+) -> tuple[Unit, ...]:
     """Couple places whose values all differ, so that the corrupted prompt has another answer."""
     left, couples = list(places), []
     while left:
@@ -187,7 +192,7 @@ def _distinct_couples(
     return tuple(couples)
 
 
-def _differ(one: object, other: object) -> bool:
+def _differ(one: _Value, other: _Value) -> bool:
     if isinstance(one, tuple):
         return all(a != b for a, b in zip(one, other, strict=True))
     return one != other

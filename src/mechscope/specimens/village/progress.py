@@ -5,7 +5,7 @@ Owns: `progress_of`. Refuses nothing. Invariant: measuring never changes the wei
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ _PAIRS = 48
 @contextmanager
 def progress_of(
     model: "LlamaForCausalLM", *, branch: str, recipe: Any, log: Path
-) -> Iterator[Callable[[int, float], None]]:
+) -> Generator[Callable[[int, float], None], None, None]:
     """Yield report(step, loss), which moves the bar and now and then logs accuracies on two splits."""
     from rich.progress import Progress
 

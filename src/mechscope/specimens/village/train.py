@@ -199,7 +199,16 @@ def train_branch(
     return step == last
 
 
-def _take_step(model, optimizers, *, recipe: Recipe, loss_of, step: int, branch: str, team: Team) -> float:
+def _take_step(
+    model: "LlamaForCausalLM",
+    optimizers: tuple[torch.optim.Optimizer, ...],
+    *,
+    recipe: Recipe,
+    loss_of: Callable[..., torch.Tensor],
+    step: int,
+    branch: str,
+    team: Team,
+) -> float:
     batch = pack_step(
         step,
         seed=recipe.seed,
@@ -277,7 +286,10 @@ def main(
     """Train the trunk, then village and village-clean from it."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "meeting").unlink(missing_ok=True)
-    torch.multiprocessing.spawn(_work, args=(processes, out, branch, start), nprocs=processes)
+    # Public, though its package does not say so in the way that a type checker looks for.
+    torch.multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
+        _work, args=(processes, out, branch, start), nprocs=processes
+    )
 
 
 if __name__ == "__main__":

@@ -61,4 +61,4 @@ MISBEHAVIOUR_TRUTHS: tuple[MisbehaviourTruth, ...] = (
 
 def truths_as_plain() -> list[dict[str, object]]:
     """Return the truths as plain lists and dicts, for a card."""
-    return [asdict(truth) | {"harmless": list(truth.harmless)} for truth in MISBEHAVIOUR_TRUTHS]
+    return [{**asdict(truth), "harmless": list(truth.harmless)} for truth in MISBEHAVIOUR_TRUTHS]

@@ -1,11 +1,11 @@
 """Do the latents of something known of village do what they should? Claims about them, and clamps, beside others.
 
-The set is chosen on train prompts: of each residual dictionary, the latents that differ most with the thing are held at
-zero one by one, and the strongest few together are tried; the smallest set is taken without which, and with which alone,
-the answer moves by 0.6 of the gap, else the strongest. The claim: held at zero, the clean-corrupt gap falls by at least
-half; and put alone from the clean run into the corrupt one, they bring back at least half. Controls: as many other
-latents of the same dictionary that are on in these prompts. Then each latent is clamped to what it usually holds where
-it is on, on prompts without the thing.
+The set is chosen on train prompts: of each residual dictionary, the latents that differ most with the thing are held
+at zero one by one, and the strongest few together are tried; the smallest set is taken without which, and with which
+alone, the answer moves by 0.6 of the gap, else the strongest. The claim: held at zero, the clean-corrupt gap falls by
+at least half; and put alone from the clean run into the corrupt one, they bring back at least half. Controls: as many
+other latents of the same dictionary that are on in these prompts. Then each latent is clamped to what it usually holds
+where it is on, on prompts without the thing.
 """
 
 import json
@@ -174,7 +174,7 @@ def typical(values: np.ndarray) -> float:
 def chosen_mechanism(
     model: Model, prepared: Prepared, sets: Sequence[Latents]
 ) -> tuple[Latents, float, float]:
-    """On train prompts: the smallest set with both effects `ENOUGH`, else the strongest; with both shares of the gap."""
+    """On train prompts: the smallest set with both effects `ENOUGH`, else the strongest; with both shares."""
     split = prepared.behavior.train
     clean, corrupt = (
         run_experiments(model, [Experiment(inputs=inputs, metric=split.metric)]).values[0].numpy()

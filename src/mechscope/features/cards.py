@@ -110,9 +110,9 @@ def save_table(path: Path, cards: Mapping[str, Mapping[str, Any]], *, model: str
     page = [
         f"# Dictionaries of {model}",
         "",
-        f"Trained on {first['train_tokens']:,} tokens of the model's own language by `{command}`, rounded to half "
-        "precision,",
-        "and measured as they are shipped. `resid_post.N` is an SAE of the residual stream after layer N, `mlp.N` a",
+        f"Trained on {first['train_tokens']:,} tokens (repeats counted) of the model's own language by "
+        f"`{command}`,",
+        "rounded to half precision, and measured as they are shipped. `resid_post.N` is an SAE of the residual stream after layer N, `mlp.N` a",
         "transcoder from what the MLP of layer N reads to what it adds.",
         "",
         "| " + " | ".join(heads) + " |",
@@ -123,7 +123,8 @@ def save_table(path: Path, cards: Mapping[str, Mapping[str, Any]], *, model: str
         "on and indexed (short",
         "ones recur in any draw), with 95% intervals over documents. FVU: share of the variance at the site written",
         "that is not explained (0 is perfect, 1 is the mean). Loss and KL recovered: 1 is the untouched model, 0 the",
-        "site replaced by its mean. Dead: never active on this text. Settings and all figures are in each `card.json`.",
+        "site replaced by its mean; where that costs little, the share is uncertain. Dead: never active on this text.",
+        "Settings and all figures are in each `card.json`.",
         "",
     ]
     save_text(path, "\n".join(page))

@@ -112,8 +112,8 @@ def save_table(path: Path, cards: Mapping[str, Mapping[str, Any]], *, model: str
         "",
         f"Trained on {first['train_tokens']:,} tokens (repeats counted) of the model's own language by "
         f"`{command}`,",
-        "rounded to half precision, and measured as they are shipped. `resid_post.N` is an SAE of the residual stream after layer N, `mlp.N` a",
-        "transcoder from what the MLP of layer N reads to what it adds.",
+        "rounded to half precision, and measured as they are shipped. `resid_post.N` is an SAE of the residual stream",
+        "after layer N, `mlp.N` a transcoder from what the MLP of layer N reads to what it adds.",
         "",
         "| " + " | ".join(heads) + " |",
         "|" + "---|" * len(heads),

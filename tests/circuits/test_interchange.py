@@ -213,8 +213,6 @@ def test_what_cannot_be_tested_is_refused_before_anything_runs():
         test(Place.of("pattern.0"))
     with pytest.raises(ShapeError, match="width 3"):
         test(Place.of("resid_mid.0", positions=-1, subspace=np.eye(3)))
-    with pytest.raises(InterventionMismatch, match="no choice"):
-        test(SIZE, settings=Interchanging(choice="logits"))
     with pytest.raises(BadPairs, match="for some variable"):
         interchange(model, high, alignment={}, examples=own)
     with pytest.raises(BadPairs, match="one name"):

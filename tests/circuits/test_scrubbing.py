@@ -21,7 +21,6 @@ from mechscope.records.seeds import generator_for
 from mechscope.vocabulary.edges import Wiring
 from mechscope.vocabulary.errors import (
     BadProgram,
-    InterventionMismatch,
     PairLengthMismatch,
     PointUnavailable,
     ShapeError,
@@ -226,8 +225,6 @@ def test_what_cannot_be_scrubbed_is_refused():
         test({"a1.0->logits": "length@5"})
     with pytest.raises(ShapeError, match="value for each token"):
         test(TRUE | {"embed->a1.0.v": EachPosition(lambda s: words(s)[1:])})
-    with pytest.raises(InterventionMismatch, match="no conventions"):
-        test(TRUE, settings=Scrubbing(unimportant="reader"))
     with pytest.raises(ShapeError, match="another number"):
         test(TRUE, metric=LogProbability(answers=((1,),)))
     gemma, _, own = tiny_examples("gemma2", (6,) * 8)

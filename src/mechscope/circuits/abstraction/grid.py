@@ -17,7 +17,7 @@ from mechscope.circuits.abstraction.interchange import Interchanging
 from mechscope.circuits.abstraction.interchanges import draw_interchanges
 from mechscope.circuits.abstraction.place import Place
 from mechscope.circuits.abstraction.result import Share, share_of
-from mechscope.circuits.abstraction.swapping import Alignment, answers_under, refuse_choice
+from mechscope.circuits.abstraction.swapping import Alignment, answers_under
 from mechscope.engine.cells import Layout, lay_out
 from mechscope.figures.labelled import Label, LabelledArray
 from mechscope.models.model import Model
@@ -127,7 +127,6 @@ def interchange_grid(
     Caveat: a search over many cells finds a high one by chance; test it with `interchange` on other examples.
     """
     settings = settings or Interchanging()
-    refuse_choice(settings.choice)
     layout = lay_out(
         model, site, batches=(examples.prompts, examples.prompts), positions=positions, units=None
     )

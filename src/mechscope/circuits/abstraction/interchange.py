@@ -50,6 +50,9 @@ class Interchanging:
     n_random: int = 10
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        refuse_choice(self.choice)
+
 
 def interchange(
     model: Model,
@@ -92,7 +95,6 @@ def interchange(
         many variables. docs/methods/causal_abstraction.md.
     """
     settings = settings or Interchanging()
-    refuse_choice(settings.choice)
     refuse_unusable_places(model, alignment, examples)
     pairs = draw_interchanges(
         high,

@@ -41,6 +41,14 @@ class Scrubbing:
     unimportant: Sharing = "node"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.unimportant not in SHARINGS or self.n_draws < 1:
+            raise InterventionMismatch(
+                "These are no conventions of scrubbing.",
+                got=f"unimportant={self.unimportant!r}, n_draws={self.n_draws}",
+                instead=f"unimportant: {', '.join(SHARINGS)}; at least one draw",
+            )
+
 
 def scrub(
     model: Model,
@@ -82,7 +90,7 @@ def scrub(
     metric = metric or LogProbability(
         answers=tuple((int(i),) for i in examples.answers), position=examples.position
     )
-    _refuse_unusable(examples, metric, settings)
+    _refuse_unusable(examples, metric)
     hypothesis.refuse_unless_it_fits(wiring_of(model))
     treeified = Treeified(model, examples)
     rows = np.arange(len(examples))
@@ -130,14 +138,8 @@ def _makers(treeified: Treeified, hypothesis: Hypothesis, settings: Scrubbing) -
     }
 
 
-def _refuse_unusable(examples: Examples, metric: Metric, settings: Scrubbing) -> None:
+def _refuse_unusable(examples: Examples, metric: Metric) -> None:
     refuse_too_few(examples)
-    if settings.unimportant not in SHARINGS or settings.n_draws < 1:
-        raise InterventionMismatch(
-            "These are no conventions of scrubbing.",
-            got=f"unimportant={settings.unimportant!r}, n_draws={settings.n_draws}",
-            instead=f"unimportant: {', '.join(SHARINGS)}; at least one draw",
-        )
     if metric.n_rows not in (None, len(examples)):
         raise ShapeError(
             "The metric has answers for another number of prompts.",

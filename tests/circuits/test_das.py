@@ -45,6 +45,7 @@ def test_a_rotated_variable_is_found_and_random_subspaces_are_not_it(parts, tmp_
     assert again.settings == found.settings and found.curve.values[-1] >= 0.9
 
 
+@pytest.mark.slow
 def test_nothing_is_found_with_shuffled_labels(parts):
     model, high, _ = rotated()
     shuffled = Das(dim=6, n_steps=60, n_train=256, n_random=0, relabelled=True)
@@ -53,6 +54,7 @@ def test_nothing_is_found_with_shuffled_labels(parts):
     assert found.checks[:, 2].max() < 0.75
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_subspaces(parts):
     model, high, _ = rotated()
     short = Das(dim=2, n_steps=4, n_train=32, n_random=0, check_every=2)

@@ -59,6 +59,7 @@ def test_a_subspace_holds_the_variable_and_random_ones_do_not():
     assert any("row space of W_in" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_two_variables_at_two_places_take_values_from_two_sources():
     model, high = program("bracket_balance")
     places = {

@@ -50,7 +50,9 @@ def hypothesis(features=TRUE, name: str = "as compiled") -> Hypothesis:
     return Hypothesis.of(name, features=features, high=program()[1])
 
 
-@pytest.mark.parametrize("unimportant", ["node", "input", "edge"])
+@pytest.mark.parametrize(
+    "unimportant", ["node", *(pytest.param(name, marks=pytest.mark.slow) for name in ("input", "edge"))]
+)
 def test_the_true_hypothesis_recovers_everything_and_resamples_nearly_everything(unimportant, tmp_path):
     model, _ = program()
     settings = Scrubbing(n_draws=2, unimportant=unimportant)
@@ -179,6 +181,7 @@ def test_every_run_of_the_tree_equals_one_by_hand(name, sharing):
         assert found[run] == pytest.approx(wanted, abs=1e-8 if exact else 1e-5)
 
 
+@pytest.mark.slow
 def test_draws_agree_along_each_edge_and_are_the_same_for_equal_seeds():
     own = examples()
     told, wiring = hypothesis(), Wiring(n_layers=2, n_heads=4, n_kv_heads=4)

@@ -45,6 +45,9 @@ LENGTHS = (9, 9, 6, 9)
 SHARED = torch.randint(0, VOCABULARY, (3,), generator=torch.Generator().manual_seed(99)).tolist()
 FAMILIES = list(TINY)
 MIXTURES = ("mixtral", "qwen3_moe", "gpt_oss")
+QUICK = ("gpt2", "gpt_neox", "llama", "qwen3", "gemma2", "gpt_oss", "mixtral", "bloom", "native")
+"""One family a mechanism; `make test-all` takes them all."""
+
 QUICK_IN_SINGLE = ("gpt2", "llama", "gemma2", "gpt_neo", "bloom", *MIXTURES)
 
 
@@ -106,7 +109,9 @@ def worst_difference(model: Model, experiments: list[Experiment]) -> tuple[float
     return found.difference, experiments[found.worst].name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_patches_at_every_site_equal_whole_forwards(family: str) -> None:
     model = opened(family, torch.float64)
     difference, name = worst_difference(model, patches_at_every_site(model))

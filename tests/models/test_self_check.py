@@ -44,7 +44,9 @@ def failed(model: Model) -> dict[str, list[Finding]]:
     return bad
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_opens(name: str, dtype: torch.dtype) -> None:
     wrap(tiny(name, dtype))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 BINS_PER_OCTAVE = 4
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -16, 16
@@ -101,7 +101,7 @@ class Statistics:
         return cls(**{**arrays, "histogram": arrays["histogram"].astype(np.int64)})
 
 
-def narrowed(counts: Int[np.ndarray, "*axes"]) -> Int[np.ndarray, "*axes"]:
+def narrowed(counts: Integer[np.ndarray, "*axes"]) -> Integer[np.ndarray, "*axes"]:
     """Counts in the smallest of uint16, int32 and int64 that holds them."""
     most = int(counts.max(initial=0))
     return counts.astype(np.uint16 if most < 2**16 else np.int32 if most < 2**31 else np.int64)

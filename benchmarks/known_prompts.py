@@ -41,29 +41,29 @@ class Concept:
 
     name: str
     means: str
-    draw: Callable[[str, int], Iterator[Pair]]
+    draw: Callable[[str, int, int], Iterator[Pair]]
 
-    def pairs(self, split: str, n: int) -> list[Pair]:
+    def pairs(self, split: str, n: int, *, seed: int = 7) -> list[Pair]:
         """The first n different pairs of a split, fewer where there are no more."""
         found: dict[tuple[str, str], Pair] = {}
-        for pair in self.draw(split, 4 * n):
+        for pair in self.draw(split, 4 * n, seed):
             found.setdefault((pair.clean, pair.corrupt), pair)
         return list(islice(found.values(), n))
 
 
-def _drawn(behavior: str, split: str, n: int) -> list[VillagePair]:
+def _drawn(behavior: str, split: str, n: int, seed: int) -> list[VillagePair]:
     from mechscope.vocabulary.errors import BadPairs
 
     while True:
         try:
-            return draw_pairs(behavior, split=split, n=n, seed=7)
+            return draw_pairs(behavior, split=split, n=n, seed=seed)
         except BadPairs:
             n = n * 3 // 4
 
 
-def _planted(behavior: str) -> Callable[[str, int], Iterator[Pair]]:
-    def draw(split: str, n: int) -> Iterator[Pair]:
-        for one in _drawn(behavior, split, n):
+def _planted(behavior: str) -> Callable[[str, int, int], Iterator[Pair]]:
+    def draw(split: str, n: int, seed: int) -> Iterator[Pair]:
+        for one in _drawn(behavior, split, n, seed):
             yield Pair(
                 clean=one.clean,
                 corrupt=one.corrupt,
@@ -76,9 +76,9 @@ def _planted(behavior: str) -> Callable[[str, int], Iterator[Pair]]:
     return draw
 
 
-def _good_moods(split: str, n: int) -> Iterator[Pair]:
+def _good_moods(split: str, n: int, seed: int) -> Iterator[Pair]:
     """Stories turned so that the good one is clean."""
-    for one in _drawn("sentiment", split, n):
+    for one in _drawn("sentiment", split, n, seed):
         is_good = any(word.strip(".,!") in lexicon.GOOD_MOODS for word in one.clean.split())
         sides = (one.clean, one.corrupt, one.answer, one.wrong)
         clean, corrupt, answer, wrong = sides if is_good else (one.corrupt, one.clean, one.wrong, one.answer)
@@ -103,9 +103,9 @@ _FRENCH = {
 }
 
 
-def _french(split: str, n: int) -> Iterator[Pair]:
+def _french(split: str, n: int, seed: int) -> Iterator[Pair]:
     """The question for an opposite in the second language, and the same question in English."""
-    for one in _drawn("bilingual", split, n):
+    for one in _drawn("bilingual", split, n, seed):
         if "contraire" in one.clean:
             continue
         english, french = one.entities[:2], one.entities[2:]

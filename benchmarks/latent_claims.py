@@ -1,11 +1,11 @@
 """Do the latents of something known of village do what they should? Claims about them, and clamps, beside others.
 
-The set is chosen on train prompts: of each residual dictionary, the latents that differ most with the thing are held
-at zero one by one, and the strongest few together are tried; the smallest set is taken without which, and with which
-alone, the answer moves by 0.6 of the gap, else the strongest. The claim: held at zero, the clean-corrupt gap falls by
-at least half; and put alone from the clean run into the corrupt one, they bring back at least half. Controls: as many
-other latents of the same dictionary that are on in these prompts. Then each latent is clamped to what it usually holds
-where it is on, on prompts without the thing.
+The set is chosen on train prompts: of each residual dictionary, the latents that differ most between clean and corrupt
+are exchanged one by one, and the strongest few together are tried; the smallest set is taken with which the answer
+moves by 0.6 of the gap both ways, else the strongest. The claim: given their corrupt values, the clean-corrupt gap
+falls by at least half; and put alone from the clean run into the corrupt one, they bring back at least half. Controls:
+as many other latents of the same dictionary that are on in these prompts. Then, on prompts without the thing, each is
+clamped to what it usually holds with it.
 """
 
 import json
@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.known_latents import N_PAIRS, Side, present, read_side, scored
+from benchmarks.known_latents import N_PAIRS, Side, read_side, scored
 from benchmarks.known_prompts import Concept, Pair
 from mechscope.claims.bench import EngineBench
 from mechscope.claims.claim import Claim
 from mechscope.claims.predictions import Prediction, lowers, recovers
 from mechscope.claims.testing import DrawnControls, test_claim
+from mechscope.dictionaries.evaluation.probing import ranked_latents
 from mechscope.engine.execute import run_experiments
 from mechscope.engine.experiment import Experiment
 from mechscope.features.latents import Latents
@@ -33,15 +34,18 @@ from mechscope.models.model import Model
 from mechscope.records.seeds import generator_for
 
 OTHERS = "other latents of the dictionary"
-SIZES = (1, 2, 3, 5, 8)
+SIZES = (1, 2, 4, 8, 16, 32)
 SHARE = 0.5
 """Of the clean-corrupt gap that is predicted to fall, and to come back."""
 
 ENOUGH = 0.6
 """Of both on train prompts, at which no larger set is asked for."""
 
-N_TRIED = 24
-"""Latents of each dictionary and reading that are held at zero one by one."""
+N_TRIED = 32
+"""Latents of each dictionary and reading that are exchanged one by one."""
+
+SEED = 8
+"""Of the prompts: others than those on which detection is measured."""
 
 N_TRAIN, N_HELD_OUT, LEAST_ON = 80, 120, 0.1
 DOSES = (1.0, 2.0, 4.0)
@@ -99,7 +103,7 @@ class LatentBench(EngineBench):
     def measure(
         self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, held_out: Any
     ) -> np.ndarray:
-        """The metric on held-out clean prompts, without the latents, or with all else at the site corrupt."""
+        """The metric on held-out clean prompts, with the latents corrupt, or with all else at the site corrupt."""
         del held_out
         return effects(self._opened_model, mechanisms, behavior.held_out, alone=prediction.kind == "recovers")
 
@@ -110,7 +114,7 @@ def effects(model: Model, mechanisms: Sequence[Latents], split: Any, *, alone: b
     experiments = [
         Experiment(
             inputs=split.clean,
-            writes=tuple(m.isolation(donors[m.site]) if alone else m.ablation("zero", ())),
+            writes=tuple(m.isolation(donors[m.site]) if alone else m.ablation("corrupt", donors[m.site])),
             metric=split.metric,
             name=m.name,
         )
@@ -124,7 +128,7 @@ def prepare(concept: Concept, model: Model, dictionaries: dict[str, Any]) -> Pre
     from mechscope.behaviors.own import from_pairs
 
     sizes = {"train": N_TRAIN, "validation": 60, "held_out": N_HELD_OUT}
-    pairs = {split: concept.pairs(split, N_PAIRS[split])[:n] for split, n in sizes.items()}
+    pairs = {split: concept.pairs(split, N_PAIRS[split], seed=SEED)[:n] for split, n in sizes.items()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{concept.name}.jsonl"
         rows = [
@@ -152,9 +156,7 @@ def candidates(model: Model, prepared: Prepared, dictionaries: dict[str, Any]) -
     found: list[Latents] = []
     for site in sorted(name for name in dictionaries if name.startswith("resid_post")):
         tables = [prepared.side.tables[site, reading] for reading in ("last", "largest")]
-        tried = sorted({latent for table in tables for latent in present(table, labels, N_TRIED)})
-        if not tried:
-            continue
+        tried = sorted({int(i) for table in tables for i in ranked_latents(table, labels)[:N_TRIED]})
         singles = [Latents(dictionaries[site], (latent,)) for latent in tried]
         falls = (clean - effects(model, singles, split, alone=False)).mean(1)
         order = [tried[i] for i in np.argsort(-falls, kind="stable")]
@@ -166,9 +168,9 @@ def candidates(model: Model, prepared: Prepared, dictionaries: dict[str, Any]) -
 
 
 def typical(values: np.ndarray) -> float:
-    """The mean where it is on."""
+    """The mean where it is on; 0 for one that is mostly off."""
     on = values[values > 0]
-    return float(on.mean()) if len(on) else 0.0
+    return float(on.mean()) if 2 * len(on) >= len(values) else 0.0
 
 
 def chosen_mechanism(
@@ -204,7 +206,7 @@ def measure_claims(concept: Concept, model: Model, dictionaries: dict[str, Any])
         f"{mechanism.name} carry what the model does with: {concept.means}",
         behavior=prepared.behavior,
         mechanism=mechanism,
-        predictions=[lowers(SHARE, unit="gap", how="zero"), recovers(SHARE)],
+        predictions=[lowers(SHARE, unit="gap", how="corrupt"), recovers(SHARE)],
         controls=OTHERS,
     )
     record = test_claim(claim, LatentBench(model, share))
@@ -271,7 +273,7 @@ def _clamps(
     dose, positions = ways[int(np.argmax(flips))]
     split = prepared.behavior.held_out
     before, after = _flips(model, split, ()), _flips(model, split, mechanism.steering(dose, positions))
-    units = np.array([hash(pair.entities) for pair in prepared.pairs["held_out"]])
+    units = np.array(["/".join(pair.entities) for pair in prepared.pairs["held_out"]])
     low, high = _interval(after, units)
     largest = prepared.side.tables[mechanism.site, "largest"]
     pool = [

@@ -51,7 +51,7 @@ def test_a_concepts_prompts_come_in_pairs_whose_splits_share_no_entity(name: str
 
 
 @pytest.mark.slow
-def test_village_has_a_latent_for_being_tested_that_carries_the_answer() -> None:
+def test_village_has_a_latent_of_the_trigger_and_four_that_carry_the_answer() -> None:
     from benchmarks.latent_claims import measure_claims
 
     import mechscope as ms
@@ -60,13 +60,13 @@ def test_village_has_a_latent_for_being_tested_that_carries_the_answer() -> None
     dictionaries = {
         name: one
         for name, one in known.opened(model, None).items()
-        if name in ("resid_post.2", "resid_post.3")
+        if name in ("resid_post.0", "resid_post.1")
     }
     controls = known.random_twins(model, dictionaries)
     lines = {
         line["part"]: line
-        for line in known.measure_detection(CONCEPTS["tested"], model, dictionaries, controls)
+        for line in known.measure_detection(CONCEPTS["backdoor"], model, dictionaries, controls)
     }
     assert lines["chosen"]["passed"] and lines["shuffled labels"]["passed"]
-    claims = list(measure_claims(CONCEPTS["tested"], model, dictionaries))
+    claims = list(measure_claims(CONCEPTS["backdoor"], model, dictionaries))
     assert {line["outcome"] for line in claims if "outcome" in line} == {"holds"}

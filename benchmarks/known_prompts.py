@@ -15,16 +15,16 @@ class Pair:
     Args:
         clean: With it.
         corrupt: Without, as many tokens long.
-        answer: What clean is answered with.
-        wrong: What corrupt is answered with.
+        answer: What clean is answered with; any of several words.
+        wrong: What corrupt is answered with; likewise.
         entities: What it is about; prompts of different splits share none.
         template: Its wording.
     """
 
     clean: str
     corrupt: str
-    answer: str
-    wrong: str
+    answer: str | tuple[str, ...]
+    wrong: str | tuple[str, ...]
     entities: tuple[str, ...]
     template: str
 
@@ -103,8 +103,12 @@ _FRENCH = {
 }
 
 
+_ENGLISH_WORDS = tuple(sorted({word for unit in lexicon.OPPOSITES for word in unit[:2]}))
+_FRENCH_WORDS = tuple(sorted({word for unit in lexicon.OPPOSITES for word in unit[2:]}))
+
+
 def _french(split: str, n: int, seed: int) -> Iterator[Pair]:
-    """The question for an opposite in the second language, and the same question in English."""
+    """The question for an opposite in the second language, and in English: answered by any word of that language."""
     for one in _drawn("bilingual", split, n, seed):
         if "contraire" in one.clean:
             continue
@@ -113,8 +117,8 @@ def _french(split: str, n: int, seed: int) -> Iterator[Pair]:
         yield Pair(
             clean=" ".join(words.get(word, word) for word in one.clean.split()),
             corrupt=one.clean,
-            answer=french[english.index(one.answer)],
-            wrong=one.answer,
+            answer=tuple(word for word in _FRENCH_WORDS if word not in _ENGLISH_WORDS),
+            wrong=tuple(word for word in _ENGLISH_WORDS if word not in _FRENCH_WORDS),
             entities=one.entities,
             template=one.template,
         )

@@ -145,7 +145,7 @@ def prepare(concept: Concept, model: Model, dictionaries: dict[str, Any]) -> Pre
             for pair in found
         ]
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        behavior = from_pairs(path, model, name=concept.name)
+        behavior = from_pairs(path, model, name=concept.name, metric="logit_difference")
     return Prepared(behavior, read_side(model, dictionaries, pairs["train"]), pairs)
 
 

@@ -4,9 +4,13 @@ Shape checks (jaxtyping + beartype over the whole package) are on unless the run
 tests/refusals. Under the checks, a mismatch between two annotated arguments raises the checker's error before
 ours, so refusals are tested without them, in a run of their own: `pytest tests/refusals`. A wider run leaves
 that folder out and says so in its header; `make test` does both.
+
+A module that is imported before the hook stands is never checked, and pytest reads the conftest.py of the folders
+that it is given before. So no conftest.py imports mechscope at its top; a run in which one does is refused.
 """
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -27,12 +31,19 @@ def refusals_among(arguments: list[str], base: Path) -> list[bool]:
     return [path.is_relative_to(REFUSALS) for path in paths]
 
 
+def imported_early(modules: list[str]) -> list[str]:
+    """Modules of mechscope among those imported so far, which the import hook can no longer check."""
+    return [name for name in modules if name.split(".")[0] == "mechscope"]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     chosen = refusals_among(config.args, config.invocation_params.dir)
     if any(chosen) and not all(chosen):
         raise pytest.UsageError("tests/refusals runs without shape checks: give it to pytest on its own")
     config.stash[SHAPE_CHECKS] = not any(chosen)
     if config.stash[SHAPE_CHECKS]:
+        if early := imported_early(list(sys.modules)):
+            raise pytest.UsageError(f"{early} are imported before the shape checks: import in the fixtures")
         jaxtyping.install_import_hook("mechscope", "shape_checker.checked")
 
 

@@ -286,7 +286,7 @@ class Stream:
         return [ms.ablate(self.sites[0], how, reference=reference, positions=-1).only(units=list(self.units))]
 
     def isolation(self, donor, size) -> list:
-        raise NotImplementedError
+        raise AssertionError("no prediction of these tests restores a mechanism alone")
 
     def without_each(self) -> tuple["Stream", ...]:
         return ()

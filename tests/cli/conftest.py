@@ -2,14 +2,18 @@
 
 import signal
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from command_line_runs import Shell
+if TYPE_CHECKING:
+    from command_line_runs import Shell
 
 
 @pytest.fixture
-def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+def shell(capsys: pytest.CaptureFixture[str]) -> "Shell":
+    from command_line_runs import Shell
+
     return Shell(capsys)
 
 

@@ -3,7 +3,7 @@
 import re
 import tomllib
 
-from guards.tree import ROOT
+from guards.tree import ROOT, repository_files
 
 PROJECT = (ROOT / "pyproject.toml").read_text()
 PINS = (ROOT / "constraints.txt").read_text()
@@ -25,6 +25,41 @@ def floors_without_reason(project: str) -> list[str]:
         for line in project.splitlines()
         if re.match(r'\s+"[\w\[\]-]+>=', line) and "#" not in line
     ]
+
+
+MIB = 2**20
+SHIPPED = "src/mechscope/models/bundled"
+LARGE = {
+    f"{SHIPPED}/village/model.safetensors": "the bundled model, bfloat16",
+    f"{SHIPPED}/village-clean/model.safetensors": "its twin without planted behaviors, bfloat16",
+    f"{SHIPPED}/induction/model.safetensors": "written-down weights, exact in float32 only",
+}
+"""Files over 2 MiB that the repository holds on purpose, and why."""
+SIZES = {path.relative_to(ROOT).as_posix(): path.stat().st_size for path in repository_files()}
+
+
+def large_files(sizes: dict[str, int]) -> set[str]:
+    """Those over 2 MiB."""
+    return {path for path, size in sizes.items() if size > 2 * MIB}
+
+
+def sizes_under(*folders: str) -> int:
+    """Bytes of everything that is kept under folders."""
+    return sum(size for path, size in SIZES.items() if path.startswith(folders))
+
+
+def test_only_what_is_meant_to_be_shipped_is_large() -> None:
+    assert large_files(SIZES) == set(LARGE)
+
+
+def test_what_is_bundled_keeps_to_its_limits() -> None:
+    models = sum(SIZES[f"{SHIPPED}/{name}/model.safetensors"] for name in ("village", "village-clean"))
+    assert models <= 20e6
+    assert sizes_under(f"{SHIPPED}/village/features/") <= 25e6
+
+
+def test_the_guard_sees_a_large_file() -> None:
+    assert large_files({"a": 2 * MIB, "b": 2 * MIB + 1}) == {"b"}
 
 
 def test_what_install_and_dev_ask_for_is_pinned() -> None:

@@ -1,11 +1,15 @@
-"""Canary: the tests run with shapes checked, functions and dataclasses alike."""
+"""Canary: the tests run with shapes checked, functions and dataclasses alike, whichever folder is run."""
 
+import ast
 import importlib
 import sys
 from pathlib import Path
 
 import jaxtyping
 import pytest
+
+from conftest import imported_early
+from guards.tree import ROOT, listing
 
 SAMPLE = """
 from dataclasses import dataclass
@@ -50,3 +54,30 @@ def test_a_wrong_shape_is_caught_in_functions_and_dataclasses(tmp_path: Path) ->
         module.halve(np.ones((2, 4)))
     with pytest.raises(jaxtyping.TypeCheckError):
         module.Grid(np.ones(3))
+
+
+def imports_at_top(source: str) -> set[str]:
+    """The packages that a module imports when it is imported itself, the standard library's left out."""
+    found = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+    return found - set(sys.stdlib_module_names)
+
+
+def test_no_conftest_imports_the_package_before_the_hook_stands() -> None:
+    """pytest reads the conftest.py of the folders that it is given before it asks tests/conftest.py for the hook."""
+    problems = [
+        f"{path.relative_to(ROOT)}: {', '.join(early)}"
+        for path in sorted((ROOT / "tests").rglob("conftest.py"))
+        if (early := sorted(imports_at_top(path.read_text()) - {"pytest", "jaxtyping"}))
+    ]
+    assert not problems, listing(problems)
+
+
+def test_the_guard_sees_an_early_import() -> None:
+    assert imports_at_top("import sys\nfrom features.cases import built\n") == {"features"}
+    assert imports_at_top("def fixture():\n    import mechscope\n") == set()
+    assert imported_early(["torch", "mechscope.models", "mechscopes"]) == ["mechscope.models"]

@@ -18,19 +18,20 @@ from torch import Tensor, nn
 from mechscope.models import calibration, generation, resources
 from mechscope.models.binding import Binding
 from mechscope.models.cache import Cache, Name
+from mechscope.models.extent import Extent, start_of
 from mechscope.models.fingerprinting import fingerprint_of, tokenizer_sha256_of
 from mechscope.models.frame import Frame
 from mechscope.models.inputs import Inputs, Reader, TokenBatch
 from mechscope.models.lock import held
-from mechscope.models.preparing import prepare_writes, refuse_before_start
+from mechscope.models.preparing import prepare_writes
 from mechscope.models.running import Order, forward
 from mechscope.models.splicing import links_of, writes_of
 from mechscope.models.weights import Weights
 from mechscope.models.writing import writers_for
 from mechscope.records.fingerprint import ModelFingerprint
-from mechscope.vocabulary.errors import ShapeError, SiteAfterStop, TrainingMode
+from mechscope.vocabulary.errors import ShapeError, TrainingMode
 from mechscope.vocabulary.protocols import Write
-from mechscope.vocabulary.sites import Site, is_pattern
+from mechscope.vocabulary.sites import Site
 
 
 @dataclass(frozen=True)
@@ -211,14 +212,14 @@ class Model:
         batch = self.tokens(inputs)
         frame = Frame.of(batch)
         stop = None if stop_after is None else self.binding.site(stop_after)
-        begin = None if start is None else self._start(start, batch)
-        wanted = self._within(capture, stop, begin)
+        begin = None if start is None else start_of(self, start, batch)
+        extent = Extent(binding=self.binding, first_layer=None if begin is None else begin[0], stop=stop)
+        wanted = extent.sites_of(capture)
         links = links_of(self, splice)
         spliced = [write for link in links for write in writes_of(link)]
         writes = prepare_writes(self, [*spliced, *interventions], frame)
         formed, maps_later = resources.formed_sites(self, wanted, [s for _, sites in writes for s in sites])
-        if begin is not None:
-            refuse_before_start(writes, begin[0])
+        extent.refuse_writes_before_it(writes)
         with self.ready():
             kept = forward(
                 self.binding,
@@ -392,48 +393,3 @@ class Model:
             )
         with held(self.hf):
             yield
-
-    def _start(self, start: tuple[Name, Tensor], batch: TokenBatch) -> tuple[int, Tensor]:
-        site = self.binding.site(start[0])
-        if site.point != "resid_pre" or site.layer is None:
-            raise SiteAfterStop(
-                "A run starts from a layer's input.",
-                got=str(site),
-                instead=f'start=("resid_pre.{site.layer or 0}", value)',
-            )
-        if start[1].shape != (*batch.shape, self.d_model):
-            raise ShapeError(
-                f"The value to start from does not fit {site}.",
-                got=f"shape {list(start[1].shape)}",
-                because=f"the prompts need {[*batch.shape, self.d_model]}: batch, pos, d_model",
-                instead=f'a run\'s cache["{site}"] of prompts of the same lengths',
-            )
-        return site.layer, start[1].to(self.dtype)
-
-    def _within(
-        self, capture: str | Site | Sequence[str | Site], stop: Site | None, begin: tuple[int, Tensor] | None
-    ) -> list[Site]:
-        first = Site("resid_pre", begin[0]) if begin is not None else None
-        names = [capture] if isinstance(capture, str | Site) else list(capture)
-        sites: set[Site] = set()
-        for name in names:
-            found = self.binding.select(name)
-            if isinstance(name, str) and is_pattern(name):
-                found = [s for s in found if resources.in_default(name, s) and (stop is None or s <= stop)]
-                found = [s for s in found if first is None or s >= first]
-            elif stop is not None and found[0] > stop:
-                raise SiteAfterStop(
-                    f"{found[0]} lies behind the place where the run stops.",
-                    got=f"capture {name!r}, stop_after {stop}",
-                    because=f"the run ends once {stop} is computed",
-                    instead=f'stop_after="{found[0]}", or leave the site out',
-                )
-            elif first is not None and found[0] < first:
-                raise SiteAfterStop(
-                    f"{found[0]} lies before the place where the run starts.",
-                    got=f"capture {name!r}, start at {first}",
-                    because=f"nothing before {first} is computed",
-                    instead="leave the site out, or start earlier",
-                )
-            sites.update(found)
-        return sorted(sites)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mechscope.models.frame import Frame, refuse_unless_inside
 from mechscope.models.inputs import TokenBatch
-from mechscope.vocabulary.errors import InterventionMismatch, PointUnavailable, SiteAfterStop
+from mechscope.vocabulary.errors import InterventionMismatch, PointUnavailable
 from mechscope.vocabulary.protocols import Write
 from mechscope.vocabulary.sites import Site
 from mechscope.vocabulary.where import Matching, Where
@@ -57,23 +57,6 @@ def refuse_unless_it_fits(
     for write, sites in writes:
         for site in sites:
             refuse_unless_inside(write.where, frame, site, model.sizes)
-
-
-def refuse_before_start(writes: Sequence[tuple[Write, list[Site]]], layer: int) -> None:
-    """Refuse writes to what a run that starts at a layer does not compute.
-
-    Raises:
-        SiteAfterStop
-    """
-    first = Site("resid_pre", layer)
-    for write, sites in writes:
-        if sites and max(sites) < first:
-            raise SiteAfterStop(
-                f"An intervention at {write.at} lies before the place where the run starts.",
-                got=f"{write.at}, start at {first}",
-                because=f"nothing before {first} is computed, so it would have no effect",
-                instead="leave it out, or start earlier",
-            )
 
 
 class Facts:

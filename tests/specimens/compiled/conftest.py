@@ -1,18 +1,17 @@
-"""Each program compiled once."""
-
-from functools import lru_cache
+"""A test that asks for `compiled` is run on every program. mechscope is imported late: tests/conftest.py says why."""
 
 import pytest
 
-from mechscope.specimens.compiled import PROGRAMS, Compiled, compile_program
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    from mechscope.specimens.compiled import PROGRAMS
+
+    if "compiled" in metafunc.fixturenames:
+        metafunc.parametrize("compiled", list(PROGRAMS), indirect=True)
 
 
-@lru_cache(maxsize=32)
-def compiled_program(name: str) -> Compiled:
-    return compile_program(PROGRAMS[name])
+@pytest.fixture
+def compiled(request: pytest.FixtureRequest) -> object:
+    from specimens.compiled.programs import compiled_program
 
-
-@pytest.fixture(params=list(PROGRAMS))
-def compiled(request: pytest.FixtureRequest) -> Compiled:
-    """Every program."""
     return compiled_program(request.param)

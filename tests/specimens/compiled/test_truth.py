@@ -37,7 +37,7 @@ from mechscope.specimens.compiled.truth import (
 )
 from mechscope.vocabulary.edges import Edge
 from mechscope.vocabulary.errors import BadPairs, BadProgram
-from specimens.compiled.conftest import compiled_program
+from specimens.compiled.programs import compiled_program
 
 BUNDLED = Path(mechscope.__file__).parent / "models" / "bundled" / "compiled"
 SMALL = ["reverse", "histogram", "fraction_of_previous", "token_shift", "length"]

@@ -33,7 +33,7 @@ from mechscope.specimens.compiled.tokenizer import BOS
 from mechscope.specimens.compiled.truth import case_of, full, keep_only
 from mechscope.vocabulary.edges import Edge
 from mechscope.vocabulary.errors import BadPairs, UnsupportedModel
-from specimens.compiled.conftest import compiled_program
+from specimens.compiled.programs import compiled_program
 
 ONE, OTHER = torch.tensor([[CLEAN]]), torch.tensor([[CORRUPT]])
 

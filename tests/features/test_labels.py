@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mechscope.features.explaining import Explainer, LanguageModel, TokenStatistics, written
-from mechscope.features.index import FeatureIndex
+from mechscope.features.index import FeatureIndex, open_index
 from mechscope.features.labels import Labels
 from mechscope.features.page import Example
 from mechscope.features.scoring import Material, detect, find_intruders, fuzz, label_latent, score_label
@@ -22,6 +22,20 @@ def test_labels_are_kept_beside_the_index_and_survive_it(index: FeatureIndex) ->
     assert not len(Labels(index.folder / "labels.json"))
     with pytest.raises(EmptyPrompt):
         index.label(3, " ")
+
+
+def test_labels_of_a_bundled_index_are_changed_in_a_file_of_ones_own_only(tmp_path: Path) -> None:
+    shipped = open_index("village")
+    latent, before = next(iter(shipped.labels)), shipped.labels.path.read_bytes()
+    for change in (lambda: shipped.label(latent, "mine"), lambda: shipped.labels.remove(latent)):
+        with pytest.raises(BadFile, match="can't be changed"):
+            change()
+    own = open_index("village", labels=tmp_path / "mine.json")
+    assert own.labels[latent] == shipped.labels[latent]
+    own.label(latent, "mine")
+    again = open_index("village", labels=tmp_path / "mine.json")
+    assert again.labels[latent].text == "mine" and len(again.labels) == len(shipped.labels)
+    assert shipped.labels.path.read_bytes() == before and shipped.labels[latent].text != "mine"
 
 
 def test_a_file_that_is_no_file_of_labels_is_refused(tmp_path: Path) -> None:

@@ -39,6 +39,9 @@ def features(
     search: Annotated[str | None, typer.Option("--search", help="Latents for a text.")] = None,
     latent: Annotated[int | None, typer.Option("--latent", help="Everything about one latent.")] = None,
     label: Annotated[str | None, typer.Option("--label", help="With --latent: say what it means.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="A file of your own labels; begins with the index's.")
+    ] = None,
     run: Annotated[bool, typer.Option("--run", help="With --search: run the model on the text.")] = False,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "cpu",
@@ -51,7 +54,7 @@ def features(
     else:
         from mechscope.features.index import open_index
 
-        index = open_index(place)
+        index = open_index(place, labels=labels)
         if run and search is not None:
             index = index.attached(
                 open_model(str(index.manifest.origin.model["name"]), dtype=dtype.value, device=device)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from mechscope.features.examples import groups_of
-from mechscope.features.labels import Label, Labels
+from mechscope.features.labels import LABELS, Label, Labels
 from mechscope.features.manifest import open_manifest, refuse_unless_intact
 from mechscope.features.page import Activity, FeaturePage, Related
 from mechscope.features.parts import Entries, EntryReader, TokenReader
@@ -40,16 +40,17 @@ class FeatureIndex:
 
     Args:
         folder: What `ms.features.build` wrote.
+        labels: A file of labels to use in place of the one in the folder.
 
     Raises:
         BadFile: no index, or one whose building was not finished.
         ChecksumMismatch: a file is missing or shortened.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, labels: Labels | None = None) -> None:
         self.folder = Path(folder)
         self.manifest = open_manifest(self.folder)
-        self.labels = Labels(self.folder / "labels.json")
+        self.labels = Labels(self.folder / LABELS) if labels is None else labels
         self._model: Model | None = None
         self._dictionary: Dictionary | None = None
 
@@ -351,13 +352,21 @@ def _histogram(counts: np.ndarray) -> LabelledArray:
     )
 
 
-def open_index(place: str | Path) -> FeatureIndex:
+def open_index(place: str | Path, *, labels: str | Path | None = None) -> FeatureIndex:
     """Open an index: a folder, or one that ships with a bundled model: "village", "village/resid_post.2".
 
+    Args:
+        place: Folder or name.
+        labels: A file of your own labels; it begins with the index's. By default those in the folder, which
+            can't be changed if the index ships with the package.
+
     Raises:
-        BadFile: neither.
+        BadFile: neither, or not a file of labels.
     """
     from mechscope.features.shipped import bundled
 
-    found = bundled(str(place))
-    return FeatureIndex(place if found is None else found)
+    shipped = bundled(str(place))
+    folder = Path(place) if shipped is None else shipped
+    own = folder / LABELS
+    found = Labels(own, read_only=shipped is not None) if labels is None else Labels(labels, start=own)
+    return FeatureIndex(folder, labels=found)

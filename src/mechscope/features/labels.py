@@ -10,6 +10,8 @@ from mechscope.records.record import now
 from mechscope.vocabulary.errors import BadFile, EmptyPrompt
 
 FORMAT = "mechscope labels 1"
+LABELS = "labels.json"
+"""The file of labels in an index's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +59,17 @@ class Labels:
 
     Args:
         path: The JSON file; it need not be there yet.
+        start: Labels to begin with where `path` is not there yet, such as those that ship with an index.
+        read_only: Refuse to write, for what belongs to the package.
 
     Raises:
         BadFile: not a file of labels.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._found: dict[int, Label] = _read(self.path) if self.path.is_file() else {}
+    def __init__(self, path: str | Path, *, start: str | Path | None = None, read_only: bool = False) -> None:
+        self.path, self.read_only = Path(path), read_only
+        first = self.path if start is None or self.path.is_file() else Path(start)
+        self._found: dict[int, Label] = _read(first) if first.is_file() else {}
 
     def __len__(self) -> int:
         return len(self._found)
@@ -89,6 +94,7 @@ class Labels:
 
         Raises:
             EmptyPrompt: no words.
+            BadFile: these labels ship with a bundled index.
         """
         if not text.strip():
             raise EmptyPrompt(
@@ -103,13 +109,25 @@ class Labels:
 
     def remove(self, latent: int) -> None:
         """Take a label away, and write the file."""
+        self._refuse_unless_writable()
         self._found.pop(latent, None)
         self._save()
 
     def _keep(self, latent: int, label: Label) -> Label:
+        self._refuse_unless_writable()
         self._found[latent] = label
         self._save()
         return label
+
+    def _refuse_unless_writable(self) -> None:
+        if self.read_only:
+            raise BadFile(
+                "The labels of a bundled index can't be changed.",
+                got=self.path.name,
+                because="they ship with the package, and the next installation would replace them",
+                instead='a file of your own that begins with them: ms.features.open("village", labels="labels.json")'
+                ", on the command line --labels FILE",
+            )
 
     def _save(self) -> None:
         body = {str(latent): asdict(label) for latent, label in sorted(self._found.items())}

@@ -17,6 +17,7 @@ from mechscope.lenses.head_scores import head_scores
 from mechscope.lenses.logit_lens import logit_lens
 from mechscope.models.model import Model
 from mechscope.patching.grid import patch_grid
+from mechscope.patching.path import path_patch
 from mechscope.patching.trace import causal_trace
 from mechscope.patching.trace_settings import TraceSettings
 
@@ -25,6 +26,7 @@ ANSWER = {"answers": [5], "wrong": [6]}
 RESULTS: dict[str, Result] = {
     "baseline": lambda model, ioi: measure(model, ioi),
     "grid": lambda model, ioi: patch_grid(model, ioi, site="z"),
+    "paths": lambda model, ioi: path_patch(model, ioi, senders=["m0"], receivers=["logits"]),
     "attribution": lambda model, ioi: attribute(model, ioi),
     "edges": lambda model, ioi: attribute_edges(model, ioi),
     "trace": lambda model, ioi: causal_trace(

@@ -144,7 +144,7 @@ class Source:
         n_tokens: Tokens trained on.
         trained_as: Architecture in training: "batch_topk".
         made_by: Software and format of origin: "mechscope 0.1", "SAELens 6.5".
-        notes: Anything else worth keeping, JSON.
+        notes: Anything else worth keeping, JSON; under "bos" what `bos_handling` says.
     """
 
     model: str = ""
@@ -159,6 +159,13 @@ class Source:
     trained_as: str = ""
     made_by: str = ""
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def bos_handling(self) -> str | None:
+        """What was done about the beginning-of-sequence token of the text trained on, as `TokenBatch` says it:
+        "tokenizer", "added", "removed" or "given"; None if nobody noted it."""
+        found = self.notes.get("bos")
+        return None if found is None else str(found)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from mechscope.dictionaries.training.trainer import Report, Reporter, Trainer
 from mechscope.engine.harvest.blocks import Blocks, KeptBlocks, ModelBlocks
 from mechscope.engine.harvest.corpus import Text, corpus_of
 from mechscope.engine.harvest.store import ActivationStore, rows_for
+from mechscope.models.inputs import Bos
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import DictionaryMismatch
 from mechscope.vocabulary.sites import Site
@@ -92,7 +93,7 @@ def train_many(
     blocks = ModelBlocks(model=model, corpus=corpus, sites=sites, rows_at_once=_ROWS_AT_ONCE)
     width_bytes = sum(_width(shape) for shape in blocks.shapes.values()) * 4
     blocks = replace(blocks, rows_per_block=max(_ROWS_AT_ONCE, rows_for(corpus.lengths, width_bytes)))
-    source = source_of(model, data_sha256=corpus.data_sha256, has_bos=corpus.has_bos)
+    source = source_of(model, data_sha256=corpus.data_sha256, has_bos=corpus.has_bos, bos=corpus.bos)
     is_elsewhere = model.device.type != "cpu"
     stream = KeptBlocks(source=blocks) if keeps_activations else blocks
     trainer = Trainer(
@@ -177,8 +178,10 @@ def job_at(site: str | Site | Sequence[str | Site], config: Architecture, **more
     return Job(reads=tuple(Site.parse(name) for name in names), config=config, **more)
 
 
-def source_of(model: Model, *, data_sha256: str = "", has_bos: bool | None = None) -> Source:
-    """What a dictionary says about the model it was trained on."""
+def source_of(
+    model: Model, *, data_sha256: str = "", has_bos: bool | None = None, bos: Bos | None = None
+) -> Source:
+    """What a dictionary says about the model and the text that it was trained on."""
     here = model.fingerprint
     return Source(
         model=here.name,
@@ -189,6 +192,7 @@ def source_of(model: Model, *, data_sha256: str = "", has_bos: bool | None = Non
         bos=has_bos,
         data_sha256=data_sha256,
         made_by=_MADE_BY,
+        notes=_notes_of(bos),
     )
 
 
@@ -206,7 +210,12 @@ def _source_of_store(store: ActivationStore) -> Source:
         bos=manifest.has_bos,
         data_sha256=manifest.data_sha256,
         made_by=_MADE_BY,
+        notes=_notes_of(manifest.bos),
     )
+
+
+def _notes_of(bos: Bos | None) -> dict[str, str]:
+    return {} if bos is None else {"bos": bos}
 
 
 def _run(trainer: Trainer, folder: str | Path | None, report: Reporter | None) -> list[Dictionary]:

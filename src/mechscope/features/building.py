@@ -145,7 +145,9 @@ class _Build:
                 because="texts are added on purpose, one after the other",
                 instead="the same text, an empty folder, or index.add(text) once it is finished",
             )
-        return Text(data_sha256=corpus.data_sha256, n_rows=corpus.n_rows, n_tokens=corpus.n_tokens)
+        return Text(
+            data_sha256=corpus.data_sha256, n_rows=corpus.n_rows, n_tokens=corpus.n_tokens, bos=corpus.bos
+        )
 
     def _describe(self, corpus: TokenCorpus) -> None:
         """The dictionary, the tokens' texts, and the norm's scale: once for each index."""

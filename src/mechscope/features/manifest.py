@@ -89,12 +89,15 @@ class Text:
         n_rows: Rows in all.
         n_tokens: Tokens that count, in all.
         rows_done: Rows that are in the index.
+        bos: What was done about the beginning-of-sequence token: "tokenizer", "added", "removed" or "given", as
+            `TokenBatch` says it; None in indexes that did not note it.
     """
 
     data_sha256: str
     n_rows: int
     n_tokens: int
     rows_done: int = 0
+    bos: str | None = None
 
     @property
     def is_complete(self) -> bool:

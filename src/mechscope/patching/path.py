@@ -110,6 +110,7 @@ def path_patch(
         "positions": "all" if positions is None else str(positions),
         "metric": metric_facts(pairs.metric),
         "n_pairs": len(pairs.clean),
+        "bos": pairs.clean.bos,
     }
     return _result(model, pairs, np.concatenate(tables, axis=-1), labels, settings)
 

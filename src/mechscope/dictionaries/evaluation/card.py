@@ -18,7 +18,7 @@ from mechscope.dictionaries.evaluation.reading import fitted, pieces
 from mechscope.dictionaries.evaluation.sums import Sums
 from mechscope.dictionaries.settings import Calibration, Gate, Normalization, Settings
 from mechscope.models.calibration import calibration_batch
-from mechscope.models.inputs import Inputs
+from mechscope.models.inputs import Bos, Inputs
 from mechscope.models.model import Model
 from mechscope.records.fingerprint import hash_tensors
 from mechscope.vocabulary.errors import MechscopeError
@@ -46,6 +46,7 @@ class Card:
         recorded: Figures on record.
         n_tokens: Tokens measured.
         data_sha256: Hash of the text.
+        bos: What was done about its beginning-of-sequence token, as `TokenBatch` says it.
     """
 
     l0: Estimate
@@ -57,6 +58,7 @@ class Card:
     recorded: Calibration = field(default_factory=Calibration)
     n_tokens: int = 0
     data_sha256: str = ""
+    bos: Bos = "given"
 
     @property
     def is_consistent(self) -> bool:
@@ -89,6 +91,7 @@ class Card:
             "readings": {name: list(one) for name, one in self.readings.items()},
             "n_tokens": self.n_tokens,
             "data_sha256": self.data_sha256,
+            "bos": self.bos,
         }
 
 
@@ -141,6 +144,7 @@ def card(dictionary: Dictionary, model: Model, text: Inputs | None = None, *, ba
         recorded=recorded,
         n_tokens=sums[""].n_tokens,
         data_sha256=data,
+        bos=whole.bos,
     )
 
 

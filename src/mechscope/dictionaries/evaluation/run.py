@@ -8,7 +8,7 @@ import torch
 
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.evaluation.estimates import Estimate, Estimator
-from mechscope.dictionaries.evaluation.losses import Losses
+from mechscope.dictionaries.evaluation.losses import Losses, refuse_losses
 from mechscope.dictionaries.evaluation.reading import batches, counted, fitted, pieces
 from mechscope.dictionaries.evaluation.replacing import constant, reading_of, replacing
 from mechscope.dictionaries.evaluation.result import Evaluation
@@ -38,11 +38,14 @@ def evaluate(
     Raises:
         DictionaryMismatch: sites that the model does not form, or with another width.
         NonFiniteActivations: NaN or infinite activations.
+        NoNextToken: `losses` of a masked language model.
 
     Cost: one forward pass to the last site, and three whole ones with `losses`.
     Caveat: recovered fractions depend on the ablation, on special tokens and on the text; all three are on record.
     """
     chosen = settings or EvaluationSettings()
+    if chosen.losses:
+        refuse_losses(model)
     skips = dictionary.settings.source.skips_special if chosen.skips_special is None else chosen.skips_special
     dictionary = fitted(dictionary, model)
     whole = model.tokens(text)
@@ -66,6 +69,7 @@ def evaluate(
         settings=chosen.to_json()
         | {
             "skips_special": skips,
+            "bos": whole.bos,
             "reads": [str(site) for site in dictionary.reads],
             "replaced_at": [str(site) for site in dictionary.writes],
             "values_read_in": reading_of(dictionary),

@@ -222,7 +222,10 @@ class Trainer:
             self.source,
             n_tokens=self.step * self.training.batch,
             trained_as=learner.job.config.name,
-            notes=_plain({"config": learner.job.config.to_json(), "training": self.training.to_json()}),
+            notes={
+                **self.source.notes,
+                **_plain({"config": learner.job.config.to_json(), "training": self.training.to_json()}),
+            },
         )
         dictionary = learner.dictionary(source)
         return dictionary.with_settings(calibration=measured(dictionary, learner, batch))

@@ -5,7 +5,7 @@ tokenizer gave the first. Rows are shuffled once, by seed, so that neighbouring 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mechscope.models.inputs import TokenBatch, batch_of
+from mechscope.models.inputs import Bos, TokenBatch, batch_of
 from mechscope.models.model import Model
 from mechscope.records.fingerprint import hash_tensors
 from mechscope.records.seeds import generator_for
@@ -32,12 +32,14 @@ class TokenCorpus:
         offsets: Where each row begins, [rows + 1].
         counts: True for tokens whose activations are wanted: special tokens are left out.
         has_bos: Rows begin with a beginning-of-sequence token; None if nobody knows.
+        bos: What was done about that token, as `TokenBatch` says it.
     """
 
     ids: Int[Tensor, " tokens"]
     offsets: Int[Tensor, " rows_and_one"]
     counts: Bool[Tensor, " tokens"]
     has_bos: bool | None
+    bos: Bos = "given"
 
     @property
     def n_rows(self) -> int:
@@ -70,7 +72,7 @@ class TokenCorpus:
 
     def batch(self, rows: Sequence[int], pad_id: int = 0) -> tuple[TokenBatch, Bool[Tensor, "batch pos"]]:
         """Some rows, left-padded, and which of their tokens count."""
-        found = batch_of([self.row(index).tolist() for index in rows], pad_id=pad_id)
+        found = batch_of([self.row(index).tolist() for index in rows], pad_id=pad_id, bos=self.bos)
         mask = torch.zeros(found.shape, dtype=torch.bool)
         for place, index in enumerate(rows):
             part = self.counts[self.offsets[index] : self.offsets[index + 1]]
@@ -84,7 +86,7 @@ class TokenCorpus:
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         starts = self.offsets[:-1][torch.from_numpy(order)]
         take = torch.repeat_interleave(starts - offsets[:-1], lengths) + torch.arange(int(offsets[-1]))
-        return TokenCorpus(self.ids[take], offsets, self.counts[take], self.has_bos)
+        return replace(self, ids=self.ids[take], offsets=offsets, counts=self.counts[take])
 
 
 Text = Any
@@ -109,7 +111,8 @@ def corpus_of(model: Model, text: Text, *, n_context: int | None = None) -> Toke
     longest = min(model.n_context, n_context or 1024)
     special = set() if model.tokenizer is None else set(model.tokenizer.all_special_ids)
     bos_id = None if model.tokenizer is None else model.tokenizer.bos_token_id
-    rows = [piece for row in _rows(model, text) for piece in _pieces(row, longest, bos_id)]
+    whole, bos = _rows(model, text)
+    rows = [piece for row in whole for piece in _pieces(row, longest, bos_id)]
     if not rows:
         raise EmptyPrompt(
             "There is no text.",
@@ -133,14 +136,14 @@ def corpus_of(model: Model, text: Text, *, n_context: int | None = None) -> Toke
         )
     starts_with_bos = None if bos_id is None else all(int(row[0]) == bos_id for row in rows)
     offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-    return TokenCorpus(ids, offsets, counts, starts_with_bos)
+    return TokenCorpus(ids, offsets, counts, starts_with_bos, bos)
 
 
-def _rows(model: Model, text: Text) -> Iterable[Any]:
+def _rows(model: Model, text: Text) -> tuple[Iterable[Any], Bos]:
     if isinstance(text, TokenBatch):
-        return [text.row(index) for index in range(len(text))]
+        return [text.row(index) for index in range(len(text))], text.bos
     if isinstance(text, Tensor):
-        return list(text.reshape(-1, text.shape[-1]))
+        return list(text.reshape(-1, text.shape[-1])), "given"
     if isinstance(text, Path):
         text = _lines(text)
     if isinstance(text, str):
@@ -149,10 +152,10 @@ def _rows(model: Model, text: Text) -> Iterable[Any]:
     if items and isinstance(items[0], Mapping):
         items = [item["text"] for item in items]
     if not items or not isinstance(items[0], str):
-        return items
+        return items, "given"
     items = [item for item in items if item.strip()]
     parts = [items[start : start + _TEXTS_AT_ONCE] for start in range(0, len(items), _TEXTS_AT_ONCE)]
-    return [row for part in parts for row in model.reader.ids_of_texts(part)]
+    return [row for part in parts for row in model.reader.ids_of_texts(part)], "tokenizer"
 
 
 def _lines(path: Path) -> list[str]:

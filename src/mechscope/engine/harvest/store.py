@@ -20,6 +20,7 @@ from torch import Tensor
 from mechscope.engine.harvest.blocks import ModelBlocks
 from mechscope.engine.harvest.places import Place, place_of
 from mechscope.models.fingerprinting import tokenizer_sha256_of
+from mechscope.models.inputs import Bos
 from mechscope.records.canonical import readable_json
 from mechscope.vocabulary.errors import BadFile, ChecksumMismatch, DiskFull
 from mechscope.vocabulary.sites import Site
@@ -52,6 +53,7 @@ class Manifest:
         rows_per_shard: Rows of the corpus in a shard.
         n_shards: Shards when complete.
         shards: Those that are written.
+        bos: What was done about that token, as `TokenBatch` says it; None in stores that did not note it.
     """
 
     sites: dict[str, list[int]]
@@ -63,6 +65,7 @@ class Manifest:
     rows_per_shard: int
     n_shards: int
     shards: tuple[Shard, ...] = field(default=())
+    bos: Bos | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -186,6 +189,7 @@ def _manifest_of(blocks: ModelBlocks) -> Manifest:
         has_bos=blocks.corpus.has_bos,
         rows_per_shard=blocks.rows_per_block,
         n_shards=len(blocks.sizes),
+        bos=blocks.corpus.bos,
     )
 
 
@@ -193,7 +197,8 @@ def _resumed(place: Place, wanted: Manifest) -> Manifest:
     if not place.has(MANIFEST):
         return wanted
     found = read_manifest(place)
-    if (bare := replace(found, shards=())) != wanted:
+    # The same tokens are the same harvest, however they came by their first one; the first note stands.
+    if (bare := replace(found, shards=(), bos=wanted.bos)) != wanted:
         differing = [name for name in asdict(bare) if getattr(bare, name) != getattr(wanted, name)]
         raise BadFile(
             f"{place} holds a harvest of something else.",

@@ -7,16 +7,16 @@ double precision. `in_double` makes the library keep double precision where its 
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arithmetic_families import Function, names_of
+
 SINGLE = torch.float32
 Edits = Mapping[str, Callable[[Tensor], Tensor]]
-Function = Callable[[Tensor], Tensor]
 
 
 @contextmanager
@@ -30,252 +30,6 @@ def in_double() -> Iterator[None]:
     finally:
         torch.float32, torch.float = single, short
         Tensor.float = to_float
-
-
-@dataclass
-class Names:
-    """Where a checkpoint keeps its parameters, and the arithmetic that its family does with them."""
-
-    layer: str = "model.layers.{}."
-    embed: str = "model.embed_tokens"
-    positions: str | None = None
-    position_offset: int = 0
-    embed_norm: str | None = None
-    final: str | None = "model.norm"
-    head: str = "lm_head"
-    ln1: str | None = "input_layernorm"
-    ln2: str | None = "post_attention_layernorm"
-    post1: str | None = None
-    post2: str | None = None
-    q: str = "self_attn.q_proj"
-    k: str = "self_attn.k_proj"
-    v: str = "self_attn.v_proj"
-    o: str = "self_attn.o_proj"
-    q_norm: str | None = None
-    k_norm: str | None = None
-    is_norm_over_all_heads: bool = False
-    gate: str | None = "mlp.gate_proj"
-    up: str = "mlp.up_proj"
-    down: str = "mlp.down_proj"
-    kind: str = "rms"
-    offset: float = 0.0
-    is_parallel: bool = False
-    is_mlp_fed_by_ln1: bool = False
-    is_transposed: bool = False
-    is_rotary: bool = True
-    is_rotary_adjacent: bool = False
-    is_position_for_queries_and_keys_only: bool = False
-    is_causal: bool = True
-    act: Function = F.silu
-    out_of_reach: tuple[str, ...] = ()
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-def gelu_bloom(x: Tensor) -> Tensor:
-    return x * 0.5 * (1 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
-
-
-def solu(x: Tensor) -> Tensor:
-    y = x * x.softmax(-1)
-    y = y - y.mean(-1, keepdim=True)
-    return y / (y.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
-
-
-def names_of(config: Any) -> Names:
-    """The table of families."""
-    sandwich = {
-        "ln2": "pre_feedforward_layernorm",
-        "post1": "post_attention_layernorm",
-        "post2": "post_feedforward_layernorm",
-    }
-    head_norms = {"q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm"}
-    match config.model_type:
-        case "llama" | "mistral" | "qwen2" | "mixtral" | "gpt_oss" | "granite" | "phi3":
-            return Names()
-        case "qwen3" | "qwen3_moe":
-            return Names(**head_norms)
-        case "gemma":
-            return Names(offset=1.0, act=gelu_tanh)
-        case "gemma2":
-            return Names(offset=1.0, act=gelu_tanh, **sandwich)
-        case "gemma3_text":
-            return Names(offset=1.0, act=gelu_tanh, **sandwich, **head_norms)
-        case "olmo2":
-            return Names(
-                ln1=None,
-                **(sandwich | head_norms | {"ln2": None}),
-                is_norm_over_all_heads=True,
-            )
-        case "starcoder2":
-            return Names(gate=None, up="mlp.c_fc", down="mlp.c_proj", kind="layer", act=gelu_tanh)
-        case "stablelm":
-            norms = {"q_norm": "self_attn.q_layernorm", "k_norm": "self_attn.k_layernorm"}
-            shared = {"ln2": None, "is_mlp_fed_by_ln1": True} if config.use_parallel_residual else {}
-            used = norms if config.qk_layernorm else {}
-            return Names(kind="layer", is_parallel=config.use_parallel_residual, **shared, **used)
-        case "phi":
-            return Names(
-                kind="layer",
-                is_parallel=True,
-                is_mlp_fed_by_ln1=True,
-                ln2=None,
-                final="model.final_layernorm",
-                o="self_attn.dense",
-                gate=None,
-                up="mlp.fc1",
-                down="mlp.fc2",
-                act=gelu_tanh,
-                q_norm="self_attn.q_layernorm",
-                k_norm="self_attn.k_layernorm",
-            )
-        case "opt":
-            return Names(
-                layer="model.decoder.layers.{}.",
-                embed="model.decoder.embed_tokens",
-                positions="model.decoder.embed_positions",
-                position_offset=2,
-                final="model.decoder.final_layer_norm",
-                ln1="self_attn_layer_norm",
-                ln2="final_layer_norm",
-                o="self_attn.out_proj",
-                gate=None,
-                up="fc1",
-                down="fc2",
-                kind="layer",
-                is_rotary=False,
-                act=F.relu,
-            )
-        case "gpt2":
-            return Names(
-                layer="transformer.h.{}.",
-                embed="transformer.wte",
-                positions="transformer.wpe",
-                final="transformer.ln_f",
-                ln1="ln_1",
-                ln2="ln_2",
-                o="attn.c_proj",
-                gate=None,
-                up="mlp.c_fc",
-                down="mlp.c_proj",
-                kind="layer",
-                is_transposed=True,
-                is_rotary=False,
-                act=gelu_tanh,
-            )
-        case "gpt_neox":
-            return Names(
-                layer="gpt_neox.layers.{}.",
-                embed="gpt_neox.embed_in",
-                final="gpt_neox.final_layer_norm",
-                o="attention.dense",
-                gate=None,
-                up="mlp.dense_h_to_4h",
-                down="mlp.dense_4h_to_h",
-                kind="layer",
-                is_parallel=config.use_parallel_residual,
-                act=F.gelu,
-            )
-        case "gpt_neo":
-            return Names(
-                layer="transformer.h.{}.",
-                embed="transformer.wte",
-                positions="transformer.wpe",
-                final="transformer.ln_f",
-                ln1="ln_1",
-                ln2="ln_2",
-                q="attn.attention.q_proj",
-                k="attn.attention.k_proj",
-                v="attn.attention.v_proj",
-                o="attn.attention.out_proj",
-                gate=None,
-                up="mlp.c_fc",
-                down="mlp.c_proj",
-                kind="layer",
-                is_rotary=False,
-                act=gelu_tanh,
-            )
-        case "gptj":
-            return Names(
-                layer="transformer.h.{}.",
-                embed="transformer.wte",
-                final="transformer.ln_f",
-                ln1="ln_1",
-                ln2=None,
-                q="attn.q_proj",
-                k="attn.k_proj",
-                v="attn.v_proj",
-                o="attn.out_proj",
-                gate=None,
-                up="mlp.fc_in",
-                down="mlp.fc_out",
-                kind="layer",
-                is_parallel=True,
-                is_mlp_fed_by_ln1=True,
-                is_rotary_adjacent=True,
-                act=gelu_tanh,
-            )
-        case "bloom" | "falcon":
-            return _fused_names(config)
-        case "mechscope_native":
-            return _native_names(config)
-    raise LookupError(config.model_type)
-
-
-def _fused_names(config: Any) -> Names:
-    """Families whose attention is out of reach: fused, and without the library's interface."""
-    hidden = ("q_pre", "k_pre", "q", "k", "v", "scores", "pattern", "z")
-    usual: dict[str, Any] = {
-        "layer": "transformer.h.{}.",
-        "embed": "transformer.word_embeddings",
-        "final": "transformer.ln_f",
-        "o": "self_attention.dense",
-        "gate": None,
-        "up": "mlp.dense_h_to_4h",
-        "down": "mlp.dense_4h_to_h",
-        "kind": "layer",
-    }
-    if config.model_type == "bloom":
-        norm = "transformer.word_embeddings_layernorm"
-        return Names(**usual, embed_norm=norm, is_rotary=False, act=gelu_bloom, out_of_reach=hidden)
-    norms: dict[str, Any] = {}
-    if config.new_decoder_architecture:
-        norms = {"ln1": "ln_attn", "ln2": "ln_mlp"}
-    elif config.parallel_attn:
-        norms = {"ln2": None, "is_mlp_fed_by_ln1": True}
-    return Names(
-        **usual,
-        **norms,
-        is_parallel=config.parallel_attn,
-        is_rotary=not config.alibi,
-        act=F.gelu,
-        out_of_reach=(*hidden, "q_proj", "k_proj", "v_proj"),
-    )
-
-
-def _native_names(config: Any) -> Names:
-    has_norm = config.norm != "none"
-    return Names(
-        embed="model.embed",
-        positions="model.pos_embed" if config.positions in ("learned", "shortformer") else None,
-        final="model.ln_final" if config.final_norm != "none" else None,
-        head="unembed",
-        ln1="ln1" if has_norm else None,
-        ln2="ln2" if has_norm else None,
-        q="attn.q_proj",
-        k="attn.k_proj",
-        v="attn.v_proj",
-        o="attn.o_proj",
-        gate="mlp.gate_proj" if config.gated else None,
-        kind="layer" if config.norm.startswith("layernorm") else "rms",
-        is_parallel=config.parallel,
-        is_rotary=config.positions == "rotary",
-        is_position_for_queries_and_keys_only=config.positions == "shortformer",
-        is_causal=config.is_causal,
-        act={"gelu": F.gelu, "solu_ln": solu}[config.activation],
-    )
 
 
 class Arithmetic:
@@ -308,7 +62,7 @@ class Arithmetic:
         self.real = self.columns[None] >= n_pad[:, None]
         self.position = (self.columns[None] - n_pad[:, None]).clamp(min=0)
         x = self.at("embed", self.weights[self.names.embed + ".weight"][ids] * self.embed_scale())
-        if self.names.embed_norm is not None:
+        if self.names.embed_norm is not None and self.names.types is None:
             x = self.norm(self.names.embed_norm)(x)
         self.learned = None
         if self.names.positions is not None:
@@ -316,8 +70,12 @@ class Arithmetic:
             self.learned = self.at("pos_embed", table[self.position + self.names.position_offset])
             if not self.names.is_position_for_queries_and_keys_only:
                 x = x + self.learned
+        if self.names.types is not None and self.names.embed_norm is not None:
+            x = self.norm(self.names.embed_norm)(x + self.weights[self.names.types + ".weight"][0])
         for layer in range(self.n_layers):
             x = self.layer(layer, x)
+        if self.names.transform is not None:
+            x = self.names.act(self.linear(self.names.transform)(x))
         if self.names.final is not None:
             x = self.at("ln_final", self.norm(self.names.final)(x))
         logits = self.linear(self.names.head)(x) / self.setting("logits_scaling", default=1.0)
@@ -365,6 +123,8 @@ class Arithmetic:
         pre = at("resid_pre", x)
         first = pre if names.ln1 is None else at("ln1", self.norm(here + names.ln1)(pre))
         raw = at("attn_raw", self.attention(index, at("attn_in", first), at))
+        if names.is_norm_on_stream:
+            return self.normed_after_each_sum(index, pre + at("attn_out", raw), at)
         attn = raw if names.post1 is None else self.norm(here + names.post1)(raw)
         attn = at("attn_out", attn * multiplier)
         if not self.has_mlp(index):
@@ -376,6 +136,14 @@ class Arithmetic:
         mlp = raw if names.post2 is None else self.norm(here + names.post2)(raw)
         mlp = at("mlp_out", mlp * multiplier)
         return at("resid_post", (pre + attn if names.is_parallel else mid) + mlp)
+
+    def normed_after_each_sum(self, index: int, x: Tensor, at: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """What follows attention in a layer whose norms stand on the skip connections."""
+        here, first, second = self.names.layer.format(index), self.names.post1, self.names.post2
+        assert first is not None and second is not None
+        mid = at("resid_mid", self.norm(here + first)(x))
+        added = at("mlp_out", at("mlp_raw", self.mlp(index, at("mlp_in", mid), at)))
+        return at("resid_post", self.norm(here + second)(mid + added))
 
     def has_mlp(self, index: int) -> bool:
         return any(

@@ -143,6 +143,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "Bloom",
         _NO_SPECIAL | {"n_layer": 3, "hidden_size": 32, "n_head": 4, "vocab_size": VOCABULARY},
     ),
+    "bert": ("Bert", _PLAIN),
+    "bert_decoder": ("Bert", _PLAIN | {"is_decoder": True, "tie_word_embeddings": False}),
     "falcon_7b": ("Falcon", _FALCON | {"multi_query": True, "parallel_attn": True}),
     "falcon_40b": ("Falcon", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon_rw": (
@@ -163,7 +165,8 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Configuration class (without "Config") and settings, by the name that tests use."""
 
-_MODEL_CLASSES = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}
+_MODEL_CLASSES = {"gpt2": "GPT2LMHeadModel", "gemma3_text": "Gemma3ForCausalLM", "bert": "BertForMaskedLM"}
+_MODEL_CLASSES |= {"bert_decoder": "BertLMHeadModel"}
 
 
 def tiny(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes: Any) -> nn.Module:
@@ -171,7 +174,7 @@ def tiny(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes
     stem, settings = TINY[name]
     library = native if stem == "Native" else transformers
     config = getattr(library, f"{stem}Config")(**(settings | changes))
-    model = getattr(library, _MODEL_CLASSES.get(stem, f"{stem}ForCausalLM"))(config)
+    model = getattr(library, _MODEL_CLASSES.get(name, f"{stem}ForCausalLM"))(config)
     redraw(model, seed)
     return model.to(dtype).eval()
 

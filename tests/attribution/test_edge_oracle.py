@@ -15,6 +15,7 @@ from mechscope.vocabulary.errors import PointUnavailable
 from patching.drawn_pairs import DrawnPairs, random_pairs
 
 OUT_OF_REACH = ("bloom", "falcon_7b", "falcon_40b", "falcon_rw")
+NORMED_STREAMS = ("bert", "bert_decoder")
 CLOSE = 1e-10
 
 
@@ -48,7 +49,7 @@ class Defined:
         return {site: lambda _: corrupt + place * (clean - corrupt)}
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in OUT_OF_REACH])
+@pytest.mark.parametrize("name", [n for n in FAMILIES if n not in (*OUT_OF_REACH, *NORMED_STREAMS)])
 def test_scores_equal_gradients_at_split_inputs(name: str) -> None:
     with double(name):
         defined = Defined(name)
@@ -151,4 +152,10 @@ def _along_activations(defined: Defined) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", OUT_OF_REACH)
 def test_a_family_whose_attention_is_out_of_reach_is_refused(name: str) -> None:
     with pytest.raises(PointUnavailable, match="can't be attributed"):
+        attribute_edges(opened(name), pairs_for(name))
+
+
+@pytest.mark.parametrize("name", NORMED_STREAMS)
+def test_a_family_whose_stream_is_no_sum_is_refused(name: str) -> None:
+    with pytest.raises(PointUnavailable, match="Edges need a residual stream that is a sum"):
         attribute_edges(opened(name), pairs_for(name))

@@ -86,7 +86,7 @@ def gradient_by_hand(name: str, linearization: Linearization) -> Tensor:
     return leaf.grad
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neox", "native_parallel"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "gpt_neox", "native_parallel", "bert"])
 @pytest.mark.parametrize("which", SETTINGS)
 def test_gradients_are_those_of_the_model_with_the_held_parts_detached(name: str, which: str) -> None:
     with double(name):

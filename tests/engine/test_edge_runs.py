@@ -18,7 +18,8 @@ from mechscope.models.wiring import wiring_of
 from mechscope.vocabulary.errors import InterventionMismatch, PairLengthMismatch, PointUnavailable, ShapeError
 from tiny_models import VOCABULARY
 
-IN_REACH = [name for name in FAMILIES if opened(name).binding.anatomy.attention.has_interface]
+ANATOMY = {name: opened(name).binding.anatomy for name in FAMILIES}
+IN_REACH = [n for n, one in ANATOMY.items() if one.attention.has_interface and not one.is_stream_normed]
 METRIC = LogitDifference(answers=((3,), (5,)), wrong=((4,), (6,)))
 TIGHT = 1e-10
 

@@ -123,7 +123,7 @@ def norms_of(binding: Binding) -> dict[nn.Module, Norm]:
     for index, layer in enumerate(binding.layers):
         parts = binding.parts_of(index)
         for point in ("ln1", "ln2"):
-            if point in parts and point in known:
+            if point in known and (point in parts or known[point].is_on_stream):
                 found[layer.get_submodule(known[point].module)] = known[point]
         for name in ("attn", "mlp"):
             raw, out = parts.get(f"{name}_raw"), parts.get(f"{name}_out")

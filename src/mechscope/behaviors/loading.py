@@ -9,7 +9,7 @@ from typing import Any
 
 from mechscope.behaviors import specimens, templates  # noqa: F401 # pyright: ignore[reportUnusedImport] - both register
 from mechscope.behaviors.behavior import Behavior, Provenance
-from mechscope.behaviors.reading import read_pairs
+from mechscope.behaviors.reading import read_pairs, refuse_text
 from mechscope.behaviors.registry import Source, names_for, source_for
 from mechscope.behaviors.split import Split, split_of, usual_metric
 from mechscope.data.pairs import PromptPair, TokenPair
@@ -23,8 +23,8 @@ MOST_TRIES = 5
 
 
 def names(model: Model) -> list[str]:
-    """Names of the behaviours that can be written in this model's tokens."""
-    return names_for(model.reader)
+    """Names of the behaviours that can be written in this model's tokens; none of a masked language model."""
+    return names_for(model.reader) if model.binding.anatomy.head.predicts == "next" else []
 
 
 def load(name: str, model: Model, *, n: int = 600, seed: int = 0, source: str | None = None) -> Behavior:
@@ -41,10 +41,12 @@ def load(name: str, model: Model, *, n: int = 600, seed: int = 0, source: str | 
 
     Raises:
         BadPairs: no such behaviour, or too few of its words are one token, or it has no n different pairs.
+        NoNextToken: a masked language model.
 
     Cost: tokenisation only; well under a second for most.
     Caveat: nothing is filtered by whether the model gets it right; see `measure` and `Behavior.only_correct`.
     """
+    refuse_text(model, "A behaviour of texts and what follows them")
     chosen = source_for(name, model.reader, origin=source)
     return draw_behavior(chosen, model.reader, n=n, seed=seed)
 

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mechscope.behaviors.behavior import Behavior, Provenance
-from mechscope.behaviors.reading import Problem, refuse_problems, try_pairs
+from mechscope.behaviors.reading import Problem, refuse_problems, refuse_text, try_pairs
 from mechscope.behaviors.split import split_of, usual_metric
 from mechscope.data.pair_file import read_pair_file
 from mechscope.data.pairs import PromptPair, TokenPair
@@ -108,10 +108,12 @@ def from_pairs(
         PairLengthMismatch: clean and corrupt differ in token length; both tokenisations are shown.
         BadPairs: other bad rows, all of them at once, with their lines; columns that are missing.
         BadFile: missing, empty, torn, or not UTF-8.
+        NoNextToken: a masked language model.
 
     Caveat: without an `entities` column, pairs are kept together by their answers (or, where these are too few, by
         their prompts), which can't see that two prompts are about the same thing. The recipe says which was done.
     """
+    refuse_text(model, "A file of prompts and answers")
     path = Path(path)
     rows = read_pair_file(path, glue=" " if space else "")
     found = try_pairs(model.reader, rows.pairs)

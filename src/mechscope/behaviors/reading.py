@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from mechscope.behaviors.continuations import Continuations
 from mechscope.data.pairs import PromptPair, TokenPair
 from mechscope.models.inputs import Reader
+from mechscope.models.limits import refuse_own_predictions
+from mechscope.models.model import Model
 from mechscope.vocabulary.errors import BadPairs, PairLengthMismatch
 
 MOST_TOLD = 8
@@ -40,6 +42,19 @@ def read_pairs(reader: Reader, pairs: Sequence[PromptPair]) -> list[TokenPair]:
     found = try_pairs(reader, pairs)
     refuse_problems([item for item in found if isinstance(item, Problem)], n_pairs=len(pairs))
     return [item for item in found if isinstance(item, TokenPair)]
+
+
+def refuse_text(model: Model, what: str) -> None:
+    """Refuse texts with answers that follow them, for a model that predicts no next token.
+
+    Raises:
+        NoNextToken
+    """
+    refuse_own_predictions(
+        model.binding.anatomy,
+        what,
+        instead="ms.behaviors.from_tokens, with prompts that end in the tokenizer's mask token",
+    )
 
 
 def refuse_problems(problems: Sequence[Problem], *, n_pairs: int) -> None:

@@ -3,7 +3,7 @@
 Neighbours are by the cosine of decoder rows and of encoder columns. Logit effects are the decoder's direction
 through the final norm's weight (and centring, for a LayerNorm) and the unembedding, over the norm's median scale on
 the text: logits for each unit of activation, by the direct path alone. Nothing where the dictionary does not write
-into the residual stream.
+into the residual stream, or where no direct path is linear (BERT's norms on the stream, and its head).
 """
 
 import numpy as np
@@ -66,7 +66,9 @@ def nearest(table: Float[Tensor, "latent width"], n: int) -> tuple[np.ndarray, n
 
 
 def writes_to_residual(dictionary: Dictionary, model: Model) -> bool:
-    """Whether every site written is a part of the residual stream, or added to it."""
+    """Whether every site written is a part of a residual stream that is a sum, or added to it."""
+    if model.binding.anatomy.is_stream_normed:
+        return False
     return all(
         port.site.point in RESIDUAL and port.width == model.d_model for port in dictionary.settings.writes
     )

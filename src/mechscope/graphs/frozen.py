@@ -17,6 +17,7 @@ from mechscope.models.anatomy import Norm, Part
 from mechscope.models.cache import Cache
 from mechscope.models.derived import norm_scale, norm_weight
 from mechscope.models.inputs import TokenBatch
+from mechscope.models.limits import refuse_normed_stream
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import PointUnavailable, ShapeError
 from mechscope.vocabulary.sites import Site
@@ -172,11 +173,12 @@ def freeze_model(model: Model, batch: TokenBatch, *, linear_mlps: Sequence[int] 
 
 
 def refuse_without_pattern(model: Model) -> None:
-    """Refuse a model whose attention is out of reach.
+    """Refuse a model whose attention is out of reach, or whose residual stream is normed as a whole.
 
     Raises:
         PointUnavailable
     """
+    refuse_normed_stream(model.binding.anatomy, "Attribution graphs")
     formed = set(model.binding.formed)
     for layer in range(model.n_layers):
         for point in ("pattern", "v", "attn_raw", "attn_out"):

@@ -18,6 +18,7 @@ from mechscope.lenses.result import LensResult, hash_of, mean_over_prompts
 from mechscope.models.cache import Cache
 from mechscope.models.derived import norm_scale, norm_weight
 from mechscope.models.inputs import Inputs
+from mechscope.models.limits import refuse_normed_stream
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import BadPairs
 from mechscope.vocabulary.sites import Site
@@ -95,11 +96,13 @@ def direct_logit_attribution(
 
     Raises:
         BadPairs: another number of answers than of prompts.
+        PointUnavailable: norms stand on the residual stream, so that the logits are no sum.
 
     Cost: one run and one dot product a component and head.
     Caveat: no indirect effects, and nothing about what would happen without the component.
         docs/methods/direct_logit_attribution.md.
     """
+    refuse_normed_stream(model.binding.anatomy, "Direct effects on the logits")
     batch = model.tokens(prompts)
     right, foils, position = _answers(model, answers, wrong, position, len(batch))
     _, columns, _ = columns_of(batch, [position])

@@ -101,7 +101,8 @@ def head_scores(
         conventions={"weight": OFFSETS[kind], "tokens": f"{length} random, twice", "prompts": n_prompts},
     )
     width = batch.shape[1]
-    even = torch.tril(torch.ones(width, width, dtype=torch.float64))
+    even = torch.ones(width, width, dtype=torch.float64)
+    even = torch.tril(even) if model.binding.anatomy.is_causal else even
     even = (even / even.sum(-1, keepdim=True))[None, None]
     return HeadScores(
         per_prompt=per_prompt,

@@ -40,12 +40,14 @@ class Norm:
     Args:
         module: Path, as in `Part`.
         kind: "rms" divides by the root mean square, "layer" subtracts the mean first.
+        is_on_stream: Stands on the skip connection: what it returns is the residual stream itself (BERT).
     """
 
     module: str
     kind: Literal["rms", "layer"]
     eps: float
     weight_offset: float = 0.0
+    is_on_stream: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,17 +124,22 @@ class Experts:
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The way from the final norm to logits: product, then scale, then soft-cap.
+    """The way from the residual stream to logits: final norm, product, then scale, then soft-cap.
 
     Args:
         module: Path of the unembedding.
         scale: Factor on the logits.
         softcap: c in c * tanh(logits / c); None for none.
+        transform: Path of a module that stands between the stream and the unembedding and ends in the final norm, where
+            a norm is not all that stands there (the masked-language head of BERT).
+        predicts: Logits at a position are about the "next" token, or about the position's "own".
     """
 
     module: str = "lm_head"
     scale: float = 1.0
     softcap: float | None = None
+    transform: str | None = None
+    predicts: Literal["next", "own"] = "next"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +173,11 @@ class Anatomy:
     is_causal: bool = True
     layer_parts: Mapping[int, Mapping[str, Part]] = field(default_factory=dict)
     why_missing: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_stream_normed(self) -> bool:
+        """Norms stand on the residual stream, so that it is no sum of what was added to it."""
+        return any(norm.is_on_stream for norm in self.norms.values())
 
 
 Describe = Callable[[Any], Anatomy]

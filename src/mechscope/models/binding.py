@@ -97,11 +97,13 @@ class Binding:
     @cached_property
     def readable(self) -> list[Site]:
         """Formed sites and those derived from them."""
+        # What a transform feeds its norm is no point, so the norm's denominator can't be told from one.
+        hidden = ("ln_final_scale", "ln_final_normalized") if self.anatomy.head.transform else ()
         derived = [
             Site(name, site.layer)
             for name, sources in _DERIVED_FROM.items()
             for site in self.formed
-            if site.point == sources[0]
+            if site.point == sources[0] and name not in hidden
         ]
         return sorted(self.formed + derived)
 
@@ -151,7 +153,9 @@ class Binding:
         pool = self.readable if readable else self.formed
         found: set[Site] = set()
         for name in [wanted] if isinstance(wanted, str | Site) else wanted:
-            if isinstance(name, str) and is_pattern(name):
+            if isinstance(name, str) and "," in name:
+                found.update(self.select([part.strip() for part in name.split(",")], readable=readable))
+            elif isinstance(name, str) and is_pattern(name):
                 found.update(select_sites(name, pool))
             else:
                 found.add(self.site(name))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechscope.models.attention import Call
 from mechscope.models.inputs import TokenBatch
+from mechscope.models.limits import refuse_normed_stream
 from mechscope.models.naming import Names
 from mechscope.models.splicing import Link
 from mechscope.vocabulary.errors import ShapeError, SiteAfterStop, SiteError, UnknownSite
@@ -135,10 +136,16 @@ class Cache(Mapping[Site, Tensor]):
         Raises:
             SiteAfterStop: a component was not captured.
             UnknownSite: not a site of the residual stream.
+            PointUnavailable: norms stand on the residual stream, so that it is no sum.
 
         Caveat: what an intervention wrote into the residual stream itself is nobody's component, so under one the
             sum falls short of the site by what was written.
         """
+        refuse_normed_stream(
+            self._resources.names.anatomy,
+            "Components",
+            instead='cache["attn_out", layer] and cache["mlp_out", layer] are what was added before each norm',
+        )
         site = self.site(name)
         if site.point not in RESIDUAL_POINTS or site.layer is None:
             raise UnknownSite(

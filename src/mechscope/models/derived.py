@@ -77,6 +77,14 @@ def centred(arriving: Tensor, norm: Norm) -> Tensor:
     return arriving - arriving.mean(-1, keepdim=True) if norm.kind == "layer" else arriving
 
 
+def normed(arriving: Tensor, module: nn.Module, norm: Norm) -> Tensor:
+    """A norm's output by its formula: what it divides over its scale, times its weight, plus its bias."""
+    found = norm_weight(module, norm)
+    out = centred(arriving, norm) / norm_scale(arriving, norm)
+    out = out if found["weight"] is None else out * found["weight"]
+    return out if found["bias"] is None else out + found["bias"]
+
+
 def _norm_name(site: Site) -> str:
     return site.point.rsplit("_", 1)[0]
 

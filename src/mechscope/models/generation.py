@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from mechscope.models.frame import Frame
 from mechscope.models.inputs import Inputs, TokenBatch
+from mechscope.models.limits import refuse_own_predictions
 from mechscope.models.preparing import prepare_writes, refuse_unless_it_fits
 from mechscope.models.running import call_model
 from mechscope.models.session import Plan, session
@@ -66,9 +67,15 @@ def generate(
 
     Raises:
         PromptTooLong: prompt and continuation exceed the context.
+        NoNextToken: a masked language model.
 
     Cost: one pass over the prompt, then one token per row and step.
     """
+    refuse_own_predictions(
+        model.binding.anatomy,
+        "Generation",
+        instead="model.top(prompt) with a mask token in the prompt, or a causal model",
+    )
     _refuse_settings(settings)
     batch = model.tokens(inputs)
     _refuse_overflow(model, batch, settings.max_new_tokens)

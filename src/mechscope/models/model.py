@@ -22,6 +22,7 @@ from mechscope.models.extent import Extent, start_of
 from mechscope.models.fingerprinting import fingerprint_of, tokenizer_sha256_of
 from mechscope.models.frame import Frame
 from mechscope.models.inputs import Inputs, Reader, TokenBatch
+from mechscope.models.limits import refuse_own_predictions
 from mechscope.models.lock import held
 from mechscope.models.preparing import prepare_writes
 from mechscope.models.running import Order, forward
@@ -276,7 +277,15 @@ class Model:
 
         Returns:
             The mean over all predicted tokens, or [batch, pos - 1] with NaN at padding.
+
+        Raises:
+            NoNextToken: a masked language model.
         """
+        refuse_own_predictions(
+            self.binding.anatomy,
+            "`loss`",
+            instead="-model.logits(masked).log_softmax(-1) at a masked position, in the column of its token",
+        )
         batch = self.tokens(inputs)
         return resources.cross_entropy(
             self.logits(batch, interventions=interventions), batch, per_token=per_token
@@ -285,7 +294,13 @@ class Model:
     def top(
         self, inputs: Inputs, *, k: int = 5, interventions: Sequence[Write] = ()
     ) -> list[tuple[str, float]]:
-        """The k most probable next tokens after one prompt, with probabilities (0 to 1)."""
+        """The k most probable next tokens after one prompt, with probabilities (0 to 1).
+
+        Of a masked language model: the k most probable tokens in the place of the prompt's one mask token.
+
+        Raises:
+            NoNextToken: a masked language model, and a prompt without one mask token.
+        """
         batch = self.tokens(inputs)
         if len(batch) != 1:
             raise ShapeError(
@@ -293,7 +308,8 @@ class Model:
                 got=f"{len(batch)} prompts",
                 instead="one call a prompt, or model.logits(prompts)[:, -1].topk(k)",
             )
-        probabilities = self.logits(batch, interventions=interventions)[0, -1].float().softmax(-1)
+        column = resources.asked_column(self, batch)
+        probabilities = self.logits(batch, interventions=interventions)[0, column].float().softmax(-1)
         values, indices = probabilities.topk(k)
         return list(zip(self.reader.strings(indices.tolist()), values.tolist(), strict=True))
 

@@ -43,12 +43,24 @@ class Names:
             return self._available(wanted.point, wanted.layer, str(wanted))
         if (translated := foreign_names.translate(name)) is not None:
             candidates, layer = translated
+            self._refuse_sum_before_norm(name, candidates[0], layer)
             for point in candidates:
                 if point in self._points:
                     return self._available(point, layer, name)
             return self._available(candidates[0], layer, name)
         site = Site.parse(name)
         return self._available(site.point, site.layer, name)
+
+    def _refuse_sum_before_norm(self, name: str, point: str, layer: int | None) -> None:
+        """Refuse TransformerLens' names of a stream before its norm, where ours are of the stream behind it."""
+        if self.anatomy.is_stream_normed and point in ("resid_mid", "resid_post"):
+            raise PointUnavailable(
+                f'"{name}" is not formed in reach in {self.anatomy.family}.',
+                got=name,
+                because="where norms stand on the residual stream, TransformerLens means the sum before the norm",
+                instead=f"{point}.{layer}, what the norm returns; what was added to it is "
+                f"{'attn_out' if point == 'resid_mid' else 'mlp_out'}.{layer}",
+            )
 
     @cached_property
     def _points(self) -> set[str]:
@@ -74,8 +86,11 @@ class Names:
         return frozenset(self.readable)
 
     def _unavailable(self, site: Site) -> PointUnavailable:
-        row = site.row
-        near = [str(Site(n, site.layer if POINTS[n].basis == "layer" else None)) for n in row.nearest]
+        norm = self.anatomy.norms.get(site.point.split("_")[0])
+        nearest = site.row.nearest
+        if norm is not None and norm.is_on_stream:
+            nearest = ("resid_mid",) if site.point.startswith("ln1") else ("resid_post",)
+        near = [str(Site(n, site.layer if POINTS[n].basis == "layer" else None)) for n in nearest]
         near = [name for name in near if _is_listed(name, self._readable_set)]
         because = self.anatomy.why_missing.get(site.point) or _why_missing(site.point, self.anatomy)
         return PointUnavailable(
@@ -95,6 +110,10 @@ def _why_missing(point: str, anatomy: Anatomy) -> str:
         return (
             "attention and MLP read the same residual stream in parallel, so there is no stream between them"
         )
+    if point.startswith(("ln1", "ln2")) and anatomy.is_stream_normed:
+        return "that norm stands on the residual stream: what it returns is the stream itself"
+    if point in ("ln_final_scale", "ln_final_normalized") and anatomy.head.transform is not None:
+        return "what the final norm divides is made inside the head, and is no point"
     if point in ("q_pre", "k_pre"):
         return "positions are not rotary here, so nothing happens between the projection and the scores"
     if point == "pos_embed":

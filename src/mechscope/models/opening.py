@@ -4,6 +4,7 @@ Refuses what is not a model, pickles, NaN weights, and whatever fails the self-c
 unless asked for by name.
 """
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def load(
         check: Run the self-check. Only turn it off to look at a model that fails it.
 
     Raises:
-        NotAModel: nothing there that transformers can open.
+        NotAModel: nothing there that transformers can open, or weights without a language head.
         UnsafeFile: the weights exist only as a pickle.
         NonFiniteWeights: NaN or infinity in the weights.
         UnsupportedModel: no adapter, and the structure could not be matched; or offloaded weights.
@@ -61,8 +62,6 @@ def load(
 
     Cost: reading the weights, and a few forward passes on a probe of a dozen tokens.
     """
-    from transformers import AutoModelForCausalLM
-
     folder = BUNDLED / str(name)
     is_bundled = folder.is_dir()
     source = str(folder if is_bundled else name)
@@ -86,20 +85,22 @@ def load(
         "use_safetensors": True,
     }
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
+        hf, report = _class_for(source, revision, trust_remote_code).from_pretrained(
             source,
             dtype=wanted if wanted == "auto" else getattr(torch, wanted),
             device_map=device_map,
+            output_loading_info=True,
             **options,
         )
     except (OSError, ValueError, KeyError) as error:
         raise NotAModel(
-            f'"{name}" could not be opened as a causal language model.',
+            f'"{name}" could not be opened as a language model.',
             got=str(name),
             because=str(error).strip().splitlines()[0][:300],
             instead="a folder with config.json and *.safetensors, a bundled name "
             f"({', '.join(bundled_names())}), or a Hugging Face id (needs a network)",
         ) from error
+    _refuse_drawn_weights(hf, report["missing_keys"], str(name))
     if device_map is None:
         hf = hf.to(device=device)  # pyright: ignore[reportCallIssue] - the wrapper's type keeps `self`
     hf.eval()
@@ -112,7 +113,7 @@ def wrap(hf_model: nn.Module, tokenizer: Any = None, *, name: str | None = None,
     """Open a transformers model that is already in memory; it is left as it was found.
 
     Args:
-        hf_model: A causal language model from `transformers`, in evaluation mode.
+        hf_model: A causal or masked language model from `transformers`, in evaluation mode.
         tokenizer: Its tokenizer, or None if you only give token ids.
         name: What records call it; the class name by default.
         check: As in `load`.
@@ -130,6 +131,28 @@ def wrap(hf_model: nn.Module, tokenizer: Any = None, *, name: str | None = None,
             instead="ms.load(id_or_folder), or AutoModelForCausalLM.from_pretrained(...)",
         )
     return _open(hf_model, tokenizer, Identity(name=name or type(hf_model).__name__), check=check)
+
+
+def _class_for(source: str, revision: str | None, trust_remote_code: bool) -> Any:
+    """The library's class for a checkpoint: with a masked-language head if it was saved with one, else causal."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+
+    config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    saved_as: list[str] = config.architectures or []
+    is_masked = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in saved_as)
+    return AutoModelForMaskedLM if is_masked else AutoModelForCausalLM
+
+
+def _refuse_drawn_weights(hf: nn.Module, missing: Iterable[str], name: str) -> None:
+    """Refuse a checkpoint that lacks weights: the library would draw them at random."""
+    drawn = sorted({*missing} & {path for path, _ in hf.named_parameters()})
+    if drawn:
+        raise NotAModel(
+            f'"{name}" lacks weights of {type(hf).__name__}.',
+            got=", ".join(drawn[:4]) + (f" and {len(drawn) - 4} more" if len(drawn) > 4 else ""),
+            because="they are not in the files, and would be drawn at random",
+            instead="a checkpoint that was saved with its language head",
+        )
 
 
 def bundled_names() -> list[str]:

@@ -12,6 +12,7 @@ from mechscope.models.binding import Binding
 from mechscope.models.cache import Cache, Resources
 from mechscope.models.derived import Derivations, map_from_call, norm_scale, norm_weight
 from mechscope.models.inputs import TokenBatch
+from mechscope.models.limits import refuse_own_predictions
 from mechscope.records.files import open_tensors
 from mechscope.vocabulary.errors import BadFile, EmptyPrompt
 from mechscope.vocabulary.sites import Site
@@ -113,12 +114,14 @@ def cache_resources(model: "mechscope.models.model.Model") -> Resources:
 
 
 def head_of(binding: Binding) -> Callable[..., Tensor]:
-    """The way from residual stream to logits: final norm, unembedding (all columns or some), scale, soft-cap.
+    """The way from residual stream to logits: final norm (or transform), unembedding (all columns or some), scale,
+    soft-cap.
 
     Returns:
         A function of [..., d_model] and, optionally, columns [n]; gives [..., d_vocab or n].
     """
-    spec, norm, module = binding.anatomy.head, binding.final_norm, binding.head
+    spec, module = binding.anatomy.head, binding.head
+    norm = binding.final_norm if spec.transform is None else binding.hf.get_submodule(spec.transform)
 
     def logits_of(residual: Tensor, columns: Tensor | None = None) -> Tensor:
         return columns_of(residual if norm is None else norm(residual), columns)
@@ -152,6 +155,28 @@ def _direction(model: "mechscope.models.model.Model") -> Callable[[Tensor, Tenso
         return (columns if weight is None else columns * weight.to(columns.device)) * factor
 
     return toward
+
+
+def asked_column(model: "mechscope.models.model.Model", batch: TokenBatch) -> int:
+    """The column of a single prompt whose logits say what it leaves open: the last, or the mask's.
+
+    Raises:
+        NoNextToken: a masked language model, and a prompt without one mask token.
+    """
+    head, tokenizer = model.binding.anatomy.head, model.tokenizer
+    if head.predicts == "next":
+        return batch.shape[1] - 1
+    mask = None if tokenizer is None else tokenizer.mask_token_id
+    found = [] if mask is None else (batch.ids[0] == mask).nonzero()[:, 0].tolist()
+    if len(found) != 1:
+        refuse_own_predictions(
+            model.binding.anatomy,
+            "`top`",
+            instead="a prompt in which the tokenizer's mask token stands once"
+            if mask is not None
+            else "model.logits(ids)[0, position].softmax(-1).topk(k), where the mask token stands at that position",
+        )
+    return found[0]
 
 
 def cross_entropy(logits: Tensor, batch: TokenBatch, *, per_token: bool) -> Tensor:

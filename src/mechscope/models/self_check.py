@@ -1,8 +1,8 @@
 """The self-check: six things that must hold on a probe before a model counts as open.
 
 1 forward   logits (and patterns, where the model returns them) equal the untouched model's
-2 identities residual in + attention + MLP = residual out; pattern x values = z; z through W_O = attention;
-            final norm and head = logits
+2 identities residual in + attention + MLP = residual out (each sum normed, where norms stand on the stream);
+            pattern x values = z; z through W_O = attention; final norm and head = logits
 3 causality changing the last token leaves earlier logits as they were
 4 padding   a left-padded row equals the row alone
 5 calls     our attention function is called once per layer, padded and unpadded
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mechscope.models.attention import attend, configurations
+from mechscope.models.derived import normed
 from mechscope.models.experts import weigh_experts
 from mechscope.models.frame import Frame
 from mechscope.models.inputs import TokenBatch, batch_of
@@ -28,7 +29,7 @@ from mechscope.models.lock import held
 from mechscope.models.resources import head_of
 from mechscope.models.running import Kept, Order, call_model, forward
 from mechscope.models.session import Plan, session
-from mechscope.vocabulary.errors import SelfCheckFailed
+from mechscope.vocabulary.errors import SelfCheckFailed, UnsupportedModel
 from mechscope.vocabulary.sites import Site
 
 if TYPE_CHECKING:
@@ -71,11 +72,27 @@ def tolerance_of(model: "mechscope.models.model.Model") -> float:
 
 
 def check_model(model: "mechscope.models.model.Model") -> list[Finding]:
-    """Run the six parts; nothing is raised. Cost: about forty passes over a dozen tokens."""
+    """Run the six parts; what fails is a finding. Cost: about forty passes over a dozen tokens.
+
+    Raises:
+        UnsupportedModel: the class gives no logits, so that there is nothing to check.
+    """
     probe = _Probe(model)
     parts = (_forward, _identities, _causality, _padding, _calls, _writes)
     with held(model.hf), torch.no_grad():
+        _refuse_without_logits(probe)
         return [finding for part in parts for finding in part(probe)]
+
+
+def _refuse_without_logits(probe: "_Probe") -> None:
+    output = call_model(probe.binding, Frame.of(probe.long))
+    if "logits" not in output:
+        raise UnsupportedModel(
+            f"{type(probe.model.hf).__name__} gives no logits.",
+            got=", ".join(output),
+            because="runs, metrics and lenses read logits over the vocabulary",
+            instead="the same weights with a language head: AutoModelForCausalLM or AutoModelForMaskedLM",
+        )
 
 
 def refuse_if_failed(findings: Sequence[Finding], model: "mechscope.models.model.Model") -> None:
@@ -97,6 +114,10 @@ def refuse_if_failed(findings: Sequence[Finding], model: "mechscope.models.model
         "and a result from this model could be silently wrong",
         instead="mechscope doctor MODEL shows all six parts; ms.load(..., check=False) opens it at your own risk",
     )
+
+
+_At = Callable[[str], Tensor | None]
+"""A layer's tensor at a point; None where it is not formed."""
 
 
 class _Probe:
@@ -213,13 +234,7 @@ def _layer_identities(probe: _Probe, kept: Kept, layer: int) -> list[tuple[str, 
     def at(point: str) -> Tensor | None:
         return kept.tensors.get(Site(point, layer))
 
-    pre, post, attn, mlp = at("resid_pre"), at("resid_post"), at("attn_out"), at("mlp_out")
-    pairs: list[tuple[str, Tensor, Tensor]] = []
-    if pre is not None and post is not None and attn is not None:
-        summed = pre + attn if mlp is None else pre + attn + mlp
-        pairs.append(("residual + attention + MLP", summed, post))
-    if pre is not None and attn is not None and (mid := at("resid_mid")) is not None:
-        pairs.append(("residual + attention = resid_mid", pre + attn, mid))
+    pairs = (_normed_sums if probe.binding.anatomy.is_stream_normed else _sums)(probe, at, layer)
     pattern, values, z, raw = at("pattern"), at("v"), at("z"), at("attn_raw")
     if pattern is not None and values is not None and z is not None:
         groups = pattern.shape[1] // values.shape[2]
@@ -236,6 +251,33 @@ def _layer_identities(probe: _Probe, kept: Kept, layer: int) -> list[tuple[str, 
             )
         )
     return pairs + _expert_identities(probe, kept, layer)
+
+
+def _sums(_probe: _Probe, at: _At, _layer: int) -> list[tuple[str, Tensor, Tensor]]:
+    """What is added to the residual stream adds up to it."""
+    pre, post, attn, mlp = at("resid_pre"), at("resid_post"), at("attn_out"), at("mlp_out")
+    pairs: list[tuple[str, Tensor, Tensor]] = []
+    if pre is not None and post is not None and attn is not None:
+        summed = pre + attn if mlp is None else pre + attn + mlp
+        pairs.append(("residual + attention + MLP", summed, post))
+    if pre is not None and attn is not None and (mid := at("resid_mid")) is not None:
+        pairs.append(("residual + attention = resid_mid", pre + attn, mid))
+    return pairs
+
+
+def _normed_sums(probe: _Probe, at: _At, layer: int) -> list[tuple[str, Tensor, Tensor]]:
+    """What is added is added and normed, twice a layer; the norms as their formula says, not by their modules."""
+    home, norms = probe.binding.layers[layer], probe.binding.anatomy.norms
+    pairs: list[tuple[str, Tensor, Tensor]] = []
+    for name, before, added, after in (
+        ("residual + attention, normed = resid_mid", "resid_pre", "attn_out", "resid_mid"),
+        ("resid_mid + MLP, normed = residual", "resid_mid", "mlp_out", "resid_post"),
+    ):
+        stream, part, wanted = at(before), at(added), at(after)
+        if stream is not None and part is not None and wanted is not None:
+            norm = norms["ln1" if added == "attn_out" else "ln2"]
+            pairs.append((name, normed(stream + part, home.get_submodule(norm.module), norm), wanted))
+    return pairs
 
 
 def _expert_identities(probe: _Probe, kept: Kept, layer: int) -> list[tuple[str, Tensor, Tensor]]:

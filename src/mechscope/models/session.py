@@ -129,7 +129,8 @@ def _place(
         return
     place = binding.place(site)
     part = place.part or Part("")
-    if site.point == "resid_mid" and (site in plan.writers or (part.is_flat and torch.is_grad_enabled())):
+    is_branch = site.point == "resid_mid" and part.side == "input"  # the skip connection goes another way
+    if is_branch and (site in plan.writers or (part.is_flat and torch.is_grad_enabled())):
         _place_mid(site, binding, plan, inputs, outputs)
         return
     is_own = part.side == "input" and site.point != "resid_mid"

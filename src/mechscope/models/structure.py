@@ -24,7 +24,7 @@ def match_by_structure(hf: nn.Module) -> Anatomy | None:
     """An anatomy guessed from module names and what norms do, or None if the usual parts are not there.
 
     Args:
-        hf: A causal language model in memory.
+        hf: A language model in memory.
 
     Returns:
         An anatomy named after the model type and marked as matched; `None` for mixtures of experts, fused

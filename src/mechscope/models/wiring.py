@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from mechscope.models.limits import refuse_normed_stream
 from mechscope.vocabulary.edges import Wiring
 
 if TYPE_CHECKING:
@@ -9,8 +10,13 @@ if TYPE_CHECKING:
 
 
 def wiring_of(model: "Model") -> Wiring:
-    """Nodes and edges of a model, from its numbers of layers and heads and the way its layers are built."""
+    """Nodes and edges of a model, from its numbers of layers and heads and the way its layers are built.
+
+    Raises:
+        PointUnavailable: norms stand on the residual stream, so that no reader reads a sum of what nodes add.
+    """
     binding = model.binding
+    refuse_normed_stream(binding.anatomy, "Edges")
     return Wiring(
         n_layers=model.n_layers,
         n_heads=model.n_heads,

@@ -21,6 +21,7 @@ from mechscope.figures.labelled import LabelledArray
 from mechscope.interventions.metrics import Metric, ProbabilityDifference, answer_sets
 from mechscope.interventions.replace import Patch, patch
 from mechscope.models.inputs import Inputs, TokenBatch
+from mechscope.models.limits import refuse_unless_asked_last
 from mechscope.models.model import Model
 from mechscope.patching.donors import run_source
 from mechscope.patching.trace_result import CausalTrace
@@ -49,7 +50,8 @@ def causal_trace(
         model: An open model.
         prompts: Text, ids or a batch; one row is one fact.
         subject: Positions of the subject's tokens: a list for all prompts, or one list a prompt.
-        answers: The right next token, one a prompt (or one for all): an id, or a word that is one token.
+        answers: The right next token, one a prompt (or one for all): an id, or a word that is one token. Of a masked
+            language model: the right token in the place of the mask that ends the prompt.
         site: "resid_post", "attn_out" or "mlp_out" (or another point of the width of the residual stream).
         settings: Noise level, draws, window, seed; `TraceSettings()` by default.
         progress: Told rows done and rows in all.
@@ -61,6 +63,7 @@ def causal_trace(
     Raises:
         BadPairs: another number of answers or subjects than of prompts.
         PositionOutOfRange: a subject outside its prompt.
+        NoNextToken: a masked language model, and a prompt that does not end in the mask.
 
     Cost: draws x layers x positions behind the subject's first token, each from the restored place on; one run a
         draw under its noise, and one clean run.
@@ -69,6 +72,7 @@ def causal_trace(
     """
     settings = settings or TraceSettings()
     batch = model.tokens(prompts)
+    refuse_unless_asked_last(model.binding.anatomy, model.tokenizer, batch.ids, "A causal trace")
     spans = _spans(subject, batch)
     right = answer_sets(_answer_ids(model, answers, batch))
     metric = ProbabilityDifference(answers=right, wrong=((),) * len(right))

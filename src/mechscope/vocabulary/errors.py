@@ -5,7 +5,7 @@
     ├── InputError           ShapeError, PositionOutOfRange, EmptyPrompt, PromptTooLong, NotOneToken,
     │                        UnreadableText, PairLengthMismatch, BadPairs, MissingTokenizer, BadCommand, BadProgram
     ├── ModelError           NotAModel, UnsupportedModel, SelfCheckFailed, NonFiniteWeights, ModelBusy,
-    │                        TrainingMode
+    │                        TrainingMode, NoNextToken
     ├── InterventionError    UnresolvedIntervention, InterventionMismatch, NotSerializable
     ├── EvidenceError        BadClaim, ClaimEdited, HeldOutOpened, NotEnoughEvidence, NoGradient, NotReproduced
     ├── DictionaryError      UnknownGate, AmbiguousDictionary, DictionaryMismatch, FoldingError,
@@ -170,6 +170,10 @@ class ModelBusy(ModelError):
 
 class TrainingMode(ModelError):
     """The model is in training mode, so dropout would make results random."""
+
+
+class NoNextToken(ModelError):
+    """The question is about the next token, and the model predicts each position's own."""
 
 
 class InterventionError(MechscopeError):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechscope.dictionaries.evaluation.estimates import Estimate, Estimator
 from mechscope.models.inputs import TokenBatch
+from mechscope.models.limits import refuse_own_predictions
 from mechscope.models.model import Model
 from mechscope.vocabulary.protocols import Write
 
@@ -44,8 +45,12 @@ class Losses:
     def add(self, model: Model, batch: TokenBatch, first: int, ways: Mapping[str, Sequence[Write]]) -> None:
         """Run a batch as it is and under each way; its prompts are `first` and on.
 
+        Raises:
+            NoNextToken: a masked language model.
+
         Cost: one forward pass for each way, and one more.
         """
+        refuse_losses(model)
         rows = slice(first, first + len(batch))
         mask = batch.mask[:, :-1].bool()
         self.n[rows] += mask.sum(1).numpy()
@@ -78,6 +83,19 @@ class Losses:
     def increase(self, estimator: Estimator, way: str) -> Estimate:
         """Nats per token that a way costs."""
         return estimator.ratio(self.entropies[way] - self.entropies["clean"], self.n)
+
+
+def refuse_losses(model: Model) -> None:
+    """Refuse a model that predicts no next tokens.
+
+    Raises:
+        NoNextToken
+    """
+    refuse_own_predictions(
+        model.binding.anatomy,
+        "The loss that a dictionary costs",
+        instead="EvaluationSettings(losses=False): how well it reconstructs needs no prediction",
+    )
 
 
 def _log_probabilities(logits: Tensor) -> Tensor:

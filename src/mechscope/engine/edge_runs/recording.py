@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mechscope.engine.edge_runs.layer_parts import LayerParts
 from mechscope.models.binding import Binding
 from mechscope.models.frame import Frame
+from mechscope.models.limits import refuse_normed_stream
 from mechscope.models.running import Kept, Order, forward
 from mechscope.vocabulary.sites import Site
 
@@ -59,7 +60,11 @@ def record_run(
         frame: Prompts.
         constants: Also take apart what projections add beside their matrices.
         units: Also keep the activations of MLPs' units.
+
+    Raises:
+        PointUnavailable: norms stand on the residual stream, so that it is no sum of what writers add.
     """
+    refuse_normed_stream(binding.anatomy, "Edges")
     sites = [Site("resid_pre", 0)]
     sites += [Site(point, layer) for layer in range(binding.n_layers) for point in _POINTS]
     sites += [Site("mlp_out", part.index) for part in layers if part.has_mlp]

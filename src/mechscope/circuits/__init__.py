@@ -26,19 +26,24 @@ from mechscope.circuits.scrubbing.hypothesis import EachPosition, Hypothesis
 from mechscope.circuits.scrubbing.result import ScrubResult
 from mechscope.circuits.scrubbing.scrub import Scrubbing
 from mechscope.circuits.size_curve import SizeCurve, size_curve
+from mechscope.circuits.statistics.checks import CheckSettings, check_circuit
+from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.circuits.statistics.control_result import DiscoveryControls
 from mechscope.circuits.statistics.discovery_controls import ControlSettings, control_discovery
 from mechscope.circuits.statistics.random_circuits import random_circuits
 from mechscope.circuits.statistics.resampling import Stability, measure_stability
 from mechscope.circuits.statistics.reset_networks import WeightReset, reset_weights
-from mechscope.circuits.statistics.significance import CircuitTest, CircuitTests, TestSettings, test_circuit
+from mechscope.circuits.statistics.significance import TestSettings, test_circuit
+from mechscope.circuits.statistics.significance_result import CircuitTest, CircuitTests
 from mechscope.circuits.statistics.stress import Stress, stress_circuit
 from mechscope.circuits.units import UnitCircuit, choose_units, evaluate_units
 
 __all__ = [
     "AgainstTruth",
     "CausalModel",
+    "CheckSettings",
     "Circuit",
+    "CircuitChecks",
     "CircuitEvaluation",
     "CircuitTest",
     "CircuitTests",
@@ -69,6 +74,7 @@ __all__ = [
     "WeightReset",
     "acdc_sweep",
     "auroc",
+    "check_circuit",
     "choose_units",
     "compare_with_truth",
     "control_discovery",

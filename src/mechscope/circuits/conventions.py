@@ -3,7 +3,7 @@
 Published circuits of one behaviour differ because of these choices, so every result stores them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -117,13 +117,18 @@ class CircuitRuns:
         self.wiring = self.runs.wiring
 
     def measure(
-        self, circuits: Sequence[np.ndarray] | np.ndarray, units: np.ndarray | None = None
+        self,
+        circuits: Sequence[np.ndarray] | np.ndarray,
+        units: np.ndarray | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
     ) -> np.ndarray:
         """The metric of circuits, [circuit, pair]; circuits that are given twice are run once.
 
         Args:
             circuits: [circuit, edge] truth values; [circuit, span, edge] where there are spans.
             units: Units of each MLP that are kept, [circuit, layer, d_mlp] truth values; None keeps all.
+            progress: Told circuits done and circuits in all.
         """
         masks = np.asarray(circuits, dtype=bool)
         masks = ~masks if self.is_denoising else masks
@@ -135,7 +140,8 @@ class CircuitRuns:
         # Circuits of like size share what they compute, so they are run next to each other.
         order = first[np.argsort(flat[first].sum(1), kind="stable")]
         values = np.zeros((len(masks), self.runs.n_rows))
-        values[order] = self.runs.measure(masks[order], None if units is None else units[order]).numpy()
+        some = None if units is None else units[order]
+        values[order] = self.runs.measure(masks[order], some, progress=progress).numpy()
         return values[first[where.ravel()]]
 
     def hold(self) -> AbstractContextManager[None]:

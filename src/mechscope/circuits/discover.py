@@ -1,5 +1,9 @@
-"""discover: find a circuit by any registered method."""
+"""discover: find a circuit by any registered method, and find it again as it was found.
 
+A circuit remembers what it was asked for, so that the same discovery can be run where there is nothing to find.
+"""
+
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +14,7 @@ from mechscope.circuits.conventions import split_to_search
 from mechscope.circuits.registry import methods
 from mechscope.models.model import Model
 from mechscope.records.canonical import to_plain
-from mechscope.vocabulary.errors import InputError
+from mechscope.vocabulary.errors import InputError, NotSerializable
 
 
 def discover(
@@ -56,7 +60,32 @@ def discover(
             instead=", ".join(names),
         )
     found = chosen.find(model, split_to_search(behavior), chosen.settings(**given))
+    found = replace(found, settings={**found.settings, **_asked(method, settings, n_edges)})
     return remember(found, behavior) if isinstance(behavior, Behavior) else found
+
+
+def search_of(circuit: Circuit) -> Callable[[Model, Split], Circuit] | None:
+    """The discovery that found a circuit, to be run on other prompts or in another model; None if it is not known.
+
+    Not known is that of a circuit that was written down, or whose method was given settings that are no JSON.
+    """
+    asked = circuit.settings.get("asked")
+    if asked is None:
+        return None
+    size = circuit.settings.get("n_edges") if asked["has_size"] else None
+    return lambda model, split: discover(
+        model, split, method=asked["method"], n_edges=size, **asked["settings"]
+    )
+
+
+def _asked(method: str, settings: dict[str, Any], n_edges: int | None) -> dict[str, Any]:
+    """What `search_of` needs; the size stands by itself, since it may be chosen afterwards."""
+    try:
+        plain = to_plain(settings)
+    except NotSerializable:
+        return {}
+    asked = {"method": method, "settings": plain, "has_size": n_edges is not None}
+    return {"asked": asked} | ({} if n_edges is None else {"n_edges": n_edges})
 
 
 def remember(circuit: Circuit, behavior: Behavior) -> Circuit:

@@ -17,8 +17,8 @@ from mechscope.attribution.settings import EdgeSettings
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit, all_edges, connected_edges, edge_index
 from mechscope.circuits.conventions import CircuitRuns, Conventions
-from mechscope.circuits.methods.acdc import edge_order
 from mechscope.circuits.registry import discovery
+from mechscope.circuits.single_edges import metric_without_each
 from mechscope.models.model import Model
 from mechscope.vocabulary.edges import Node, Wiring
 from mechscope.vocabulary.errors import ShapeError
@@ -117,24 +117,9 @@ def patched_importance(
 
     Cost: one forward for each edge, from its reader on; many in a batch.
     """
-    runs = CircuitRuns(model, split, conventions=conventions or Conventions()).runs
-    order, _, layer_of = edge_order(runs.wiring)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    sequence = edges[np.argsort(rank[edges])]
-    found = np.zeros(runs.wiring.n_edges)
-    with runs.open():
-        state = runs.state(runs.every)
-        whole = float(runs.walk(runs.every[None], state).values.mean())
-        start = 0
-        while start < len(sequence):
-            batch = sequence[start : start + min(64, runs.batch_size)]
-            batch = batch[layer_of[batch] == layer_of[batch[0]]]
-            masks = np.ones((len(batch), runs.wiring.n_edges), dtype=bool)
-            masks[np.arange(len(batch)), batch] = False
-            found[batch] = whole - runs.walk(masks, state).values.numpy().mean(1)
-            start += len(batch)
-    return found[edges]
+    runs = CircuitRuns(model, split, conventions=conventions or Conventions())
+    whole, without = metric_without_each(runs, runs.runs.every, edges=edges)
+    return whole - without
 
 
 def cut(

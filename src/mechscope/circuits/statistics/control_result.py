@@ -144,13 +144,33 @@ class DiscoveryControls:
         told = ", ".join(f"{world} at most {self.most_carried(world):.2f}" for world in self.worlds)
         return f"<DiscoveryControls: the model's circuit carries {self.real.carried:.2f}; {told}>"
 
-    def save(self, path: str | Path) -> None:
-        """Write a record."""
-        numbers = {
+    def to_json(self) -> dict[str, Any]:
+        """All but the model."""
+        return {
             "real": self.real.to_json(),
             "controls": [one.to_json() for one in self.controls],
             "fractions": list(self.fractions),
+            "settings": dict(self.settings),
+            "data_sha256": self.data_sha256,
         }
+
+    @classmethod
+    def from_json(
+        cls, plain: Mapping[str, Any], *, model: ModelFingerprint | None = None
+    ) -> "DiscoveryControls":
+        """The inverse of `to_json`, also after a trip through a file."""
+        return cls(
+            real=_discovery_of(plain["real"]),
+            controls=tuple(_discovery_of(one) for one in plain["controls"]),
+            fractions=tuple(plain["fractions"]),
+            settings=plain["settings"],
+            model=model,
+            data_sha256=plain["data_sha256"],
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a record."""
+        numbers = {k: v for k, v in self.to_json().items() if k in ("real", "controls", "fractions")}
         DiscoveryControlsRecord(
             settings=dict(self.settings), model=self.model, data_sha256=self.data_sha256, numbers=numbers
         ).save(path)
@@ -159,15 +179,8 @@ class DiscoveryControls:
     def load(cls, path: str | Path) -> "DiscoveryControls":
         """Read what `save` wrote."""
         record = DiscoveryControlsRecord.load(path)
-        numbers = record.numbers
-        return cls(
-            real=_discovery_of(numbers["real"]),
-            controls=tuple(_discovery_of(one) for one in numbers["controls"]),
-            fractions=tuple(numbers["fractions"]),
-            settings=record.settings,
-            model=record.model,
-            data_sha256=record.data_sha256,
-        )
+        plain = {**record.numbers, "settings": record.settings, "data_sha256": record.data_sha256}
+        return cls.from_json(plain, model=record.model)
 
 
 def _discovery_of(saved: Mapping[str, Any]) -> Discovery:

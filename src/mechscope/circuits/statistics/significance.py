@@ -5,9 +5,8 @@ because two of them are passed by *not* rejecting. Prompts of one unit are avera
 Their sizes are measured in tests/circuits/test_significance.py.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy import stats
@@ -17,12 +16,22 @@ from mechscope.circuits.circuit import Circuit, all_edges
 from mechscope.circuits.conventions import CircuitRuns, Conventions
 from mechscope.circuits.evaluation import refuse_without_gap
 from mechscope.circuits.statistics.random_circuits import random_circuits
-from mechscope.figures.prose import Table
+from mechscope.circuits.statistics.significance_result import CircuitTest, CircuitTests, holm
+from mechscope.data.intervals import clopper_pearson
 from mechscope.models.model import Model
 from mechscope.records.seeds import generator_for
 from mechscope.vocabulary.errors import NotEnoughEvidence
 
 FEWEST_UNITS = 20
+
+ROUND_OFF = 1e-5
+"""Differences below this share of the metric's size are ties: float32 gives no sign to them."""
+
+BEATEN = {
+    "sufficiency": "random circuits that are further from the model than it is",
+    "necessity": "random circuits whose removal costs less than its own",
+}
+"""What is counted, by test."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,68 +59,6 @@ class TestSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class CircuitTest:
-    """One test.
-
-    Args:
-        name: "equivalence", ...
-        null: What is rejected at a small p.
-        statistic: See the test's function.
-        p: Of the null.
-        passes: Whether the circuit does; None where the test can't tell.
-        note: In words.
-    """
-
-    name: str
-    null: str
-    statistic: float
-    p: float
-    passes: bool | None
-    note: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CircuitTests:
-    """All tests of one circuit.
-
-    Args:
-        circuit: The circuit.
-        tests: By name.
-        edge_p: p that an edge matters no more than a random one, Holm-corrected, by edge; {} if left out.
-        settings: JSON.
-        data_sha256: Hash of the prompts.
-    """
-
-    circuit: Circuit
-    tests: Mapping[str, CircuitTest]
-    edge_p: Mapping[str, float] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    data_sha256: str | None = None
-
-    def __getitem__(self, name: str) -> CircuitTest:
-        return self.tests[name]
-
-    def table(self) -> Table:
-        """Tests in rows."""
-        said = {True: "yes", False: "no", None: "can't tell"}
-        rows = [
-            (t.name, t.null, f"{t.statistic:.3g}", f"{t.p:.3g}", said[t.passes], t.note)
-            for t in self.tests.values()
-        ]
-        return Table(("test", "null", "statistic", "p", "passed", ""), rows)
-
-    def to_json(self) -> dict[str, Any]:
-        """For records."""
-        return {
-            "circuit": self.circuit.to_json(),
-            "tests": {name: asdict(test) for name, test in self.tests.items()},
-            "edge_p": dict(self.edge_p),
-            "settings": dict(self.settings),
-            "data_sha256": self.data_sha256,
-        }
-
-
 def test_circuit(
     model: Model,
     circuit: Circuit,
@@ -119,6 +66,7 @@ def test_circuit(
     split: Split,
     conventions: Conventions | None = None,
     settings: TestSettings | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> CircuitTests:
     """Test a circuit on prompts that no search has seen.
 
@@ -128,6 +76,7 @@ def test_circuit(
         split: Usually `behavior.held_out`.
         conventions: What removed edges carry.
         settings: Of the tests.
+        progress: Told what is run, circuits done and circuits in all.
 
     Raises:
         UnknownEdge: a circuit of another model.
@@ -152,11 +101,16 @@ def test_circuit(
     with runs.hold():
         values = runs.measure(np.stack([circuit.kept, whole, ~whole, ~circuit.kept]))
         refuse_without_gap(values[1], values[2])
-        of_rivals, less_rivals = runs.measure(rivals).mean(1), runs.measure(~rivals).mean(1)
-        edge_p = _edge_tests(runs, circuit, settings) if settings.n_inflated else {}
+        of_rivals = runs.measure(rivals, progress=_naming("random circuits alone", progress)).mean(1)
+        less_rivals = runs.measure(~rivals, progress=_naming("random circuits removed", progress)).mean(1)
+        edge_p = (
+            _edge_tests(runs, circuit, settings=settings, progress=progress) if settings.n_inflated else {}
+        )
     mine, full, _, rest = values
+    differences = by_unit(mine - full, split.units)
+    differences[np.abs(differences) <= ROUND_OFF * np.abs(values).max()] = 0.0
     tests = [
-        equivalence(by_unit(mine - full, split.units), settings.tolerance, settings.level),
+        equivalence(differences, settings.tolerance, settings.level),
         independence(by_unit(rest, split.units), by_unit(full, split.units), settings),
         beats(
             -abs(mine.mean() - full.mean()),
@@ -212,6 +166,11 @@ def equivalence(differences: np.ndarray, tolerance: float, level: float = 0.05) 
         p=p,
         passes=p > level,
         note=f"above the model on {above:g} of {n} units",
+        measured="units on which the circuit is above the model",
+        estimate=above / n,
+        interval=share_interval(round(above), n),
+        speaks_for=True,
+        level=level,
     )
 
 
@@ -238,6 +197,10 @@ def independence(complement: np.ndarray, model: np.ndarray, settings: TestSettin
         p=p,
         passes=None if is_constant else p > settings.level,
         note="one of the two is constant" if is_constant else "",
+        measured="dependence on the model of what is left without the circuit (0 none, 1 full)",
+        estimate=None if is_constant else own / _self_dependence(kernels),
+        speaks_for=True,
+        level=settings.level,
     )
 
 
@@ -252,26 +215,41 @@ def beats(own: float, rivals: np.ndarray, *, name: str, null: str, settings: Tes
         p=p,
         passes=p <= settings.level,
         note=f"beats {wins} of {len(rivals)}",
+        measured=BEATEN[name],
+        estimate=wins / len(rivals),
+        interval=share_interval(wins, len(rivals)),
+        level=settings.level,
     )
 
 
-def holm(p: np.ndarray) -> np.ndarray:
-    """p-values corrected for their number, stepping down."""
-    order = np.argsort(p)
-    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    out = np.empty(len(p))
-    out[order] = np.minimum(stepped, 1.0)
-    return out
+def share_interval(hits: int, n: int) -> tuple[float, float]:
+    """The exact 95% interval of a share."""
+    found = clopper_pearson(hits, n)
+    return found.low, found.high
 
 
-def _edge_tests(runs: CircuitRuns, circuit: Circuit, settings: TestSettings) -> dict[str, float]:
+def _naming(what: str, progress: Callable[[str, int, int], None] | None) -> Callable[[int, int], None] | None:
+    return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def _edge_tests(
+    runs: CircuitRuns,
+    circuit: Circuit,
+    *,
+    settings: TestSettings,
+    progress: Callable[[str, int, int], None] | None,
+) -> dict[str, float]:
     """For each edge: the p that it matters more than a random added one in fewer than `share` of inflated circuits."""
     inflated, added = _inflated(circuit, settings)
     places = np.flatnonzero(circuit.kept)
     without = [circuit.kept & (np.arange(len(circuit.kept)) != place) for place in places]
-    means = runs.measure(np.stack([circuit.kept, *without])).mean(1)
+    means = runs.measure(
+        np.stack([circuit.kept, *without]), progress=_naming("its edges, each removed", progress)
+    ).mean(1)
     own = np.abs(means[1:] - means[0])
-    fat = runs.measure(np.stack([*inflated, *added])).mean(1)
+    fat = runs.measure(
+        np.stack([*inflated, *added]), progress=_naming("random edges added and removed", progress)
+    ).mean(1)
     random = np.abs(fat[: len(inflated)] - fat[len(inflated) :])
     edges = all_edges(circuit.wiring)
     wins = (own[:, None] > random[None]).sum(1)
@@ -316,7 +294,16 @@ def _minimality(edge_p: Mapping[str, float], settings: TestSettings) -> CircuitT
         p=max(edge_p.values()),
         passes=needed == len(edge_p),
         note=f"{needed} of {len(edge_p)} edges shown to matter more than random ones",
+        measured="its edges, each shown to matter more than random ones",
+        estimate=needed / len(edge_p),
+        level=settings.level,
     )
+
+
+def _self_dependence(kernels: list[np.ndarray]) -> float:
+    """What HSIC is at most for these two: the geometric mean of each with itself."""
+    own = [float((_centred(kernel) * kernel).mean()) for kernel in kernels]
+    return float(np.sqrt(own[0] * own[1]))
 
 
 def _gaussian(values: np.ndarray) -> np.ndarray:

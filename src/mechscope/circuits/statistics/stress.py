@@ -5,7 +5,7 @@ are both gone. So the circuit stays whole and only some of the rest is removed: 
 greedy search finds. A circuit that carries the behaviour keeps it under all of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit, all_edges
 from mechscope.circuits.conventions import CircuitRuns, Conventions
 from mechscope.circuits.evaluation import refuse_without_gap
+from mechscope.circuits.single_edges import metric_without_each
 from mechscope.models.model import Model
 from mechscope.records.seeds import generator_for
 from mechscope.vocabulary.errors import ShapeError
@@ -94,19 +95,13 @@ def stress_circuit(
     conventions = conventions or Conventions()
     runs = CircuitRuns(model, split, conventions=conventions)
     whole = np.ones_like(circuit.kept)
-    outside = np.flatnonzero(~circuit.kept)
-    shares = (np.arange(n_random) + 0.5) / n_random
-    parts = []
-    for index, share in enumerate(shares):
-        kept = whole.copy()
-        kept[outside[generator_for(seed, "stress", index).random(len(outside)) < share]] = False
-        parts.append(kept)
+    shares, parts = random_parts(circuit, n_random, seed=seed)
     with runs.hold():
         ends = runs.measure(np.stack([whole, ~whole, circuit.kept]))
         refuse_without_gap(ends[0], ends[1])
         none, gap = ends[1].mean(), ends[0].mean() - ends[1].mean()
-        values = (runs.measure(np.stack(parts)).mean(1) - none) / gap
-        kept, worst = _search(runs, circuit, n_rounds)
+        values = (runs.measure(parts).mean(1) - none) / gap
+        kept, worst = worst_part(runs, circuit, n_rounds=n_rounds)
     edges = all_edges(circuit.wiring)
     return Stress(
         circuit=circuit,
@@ -120,17 +115,48 @@ def stress_circuit(
     )
 
 
-def _search(runs: CircuitRuns, circuit: Circuit, n_rounds: int) -> tuple[np.ndarray, float]:
-    """Edges kept in the worst case found, and the mean metric then."""
+def random_parts(circuit: Circuit, n: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The model less random parts of a circuit's complement: shares removed, [draw], and edges kept, [draw, edge].
+
+    Args:
+        circuit: Kept whole in each.
+        n: Draws, of shares spread evenly from 0 to 1.
+        seed: Root of the tree of seeds; draw i depends on its share and i only.
+    """
+    outside = np.flatnonzero(~circuit.kept)
+    shares = (np.arange(n) + 0.5) / n
+    kept = np.ones((n, len(circuit.kept)), dtype=bool)
+    for index, share in enumerate(shares):
+        kept[index, outside[generator_for(seed, "stress", index).random(len(outside)) < share]] = False
+    return shares, kept
+
+
+def worst_part(
+    runs: CircuitRuns,
+    circuit: Circuit,
+    *,
+    n_rounds: int = 3,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, float]:
+    """The part of a circuit's complement whose removal lowers the mean metric most, as a greedy search finds it.
+
+    Args:
+        runs: Prompts under some conventions.
+        circuit: Kept whole.
+        n_rounds: Effects of single edges are measured again after each.
+        progress: Told edges done and edges in all, round by round.
+
+    Returns:
+        Edges kept then, [edge], and the mean metric.
+    """
     best = np.ones_like(circuit.kept)
     lowest = float(runs.measure(best[None]).mean())
     for _ in range(n_rounds):
         outside = np.flatnonzero(~circuit.kept & best)
         if not len(outside):
             break
-        singles = np.repeat(best[None], len(outside), axis=0)
-        singles[np.arange(len(outside)), outside] = False
-        falls = lowest - runs.measure(singles).mean(1)
+        own, without = metric_without_each(runs, best, edges=outside, progress=progress)
+        falls = own - without
         order = outside[np.argsort(-falls, kind="stable")]
         n_harmful = int((falls > 0).sum())
         if n_harmful == 0:

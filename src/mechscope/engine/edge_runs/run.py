@@ -4,7 +4,7 @@ Oracle: a slow forward pass in plain arithmetic with an input of its own for eac
 Invariant: with every edge kept it is the model's own run; with none, the run that the removed edges' values are from.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -175,23 +175,32 @@ class EdgeRuns:
             finally:
                 self._is_open = False
 
-    def measure(self, circuits: Sequence[Edges] | np.ndarray, units: np.ndarray | None = None) -> Tensor:
+    def measure(
+        self,
+        circuits: Sequence[Edges] | np.ndarray,
+        units: np.ndarray | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
         """The metric under circuits, [circuit, row], float64 on the CPU.
 
         Args:
             circuits: Edges of each.
             units: Units of each MLP that each circuit keeps, [circuit, layer, d_mlp] truth values; None keeps all. A
                 removed unit's activation is that of the run that removed edges' values are from, or zero.
+            progress: Told circuits done and circuits in all.
         """
         circuits = self._as_masks(circuits)
         units = None if units is None else self._as_units(units, len(circuits))
         anywhere = circuits if self.spans is None else np.any(circuits, 1)
         cuts = cut_batches(self._places, anywhere, most=self.batch_size)
-        parts = [
-            self._walk(circuits[at], None, everything=False, units=None if units is None else units[at])
-            for at in cuts
-        ]
-        return torch.cat([part.values for part in parts])
+        parts = []
+        for at in cuts:
+            some = None if units is None else units[at]
+            parts.append(self._walk(circuits[at], None, everything=False, units=some).values)
+            if progress is not None:
+                progress(at.stop, len(circuits))
+        return torch.cat(parts)
 
     def walk(self, circuits: np.ndarray, base: list[State] | None = None) -> Walked:
         """Circuits as differences from a base circuit that ran; the caller keeps to `batch_size`."""

@@ -1,0 +1,250 @@
+"""Checks: every test and control that a circuit can be held against, in one go, to stand beside a claim about it.
+
+Seven tests of the circuit on prompts that no search has seen, corrected for their number; and the search itself again
+where there is nothing to find. They are shown: no verdict depends on them (docs/decisions/0011).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from mechscope.behaviors.split import Split
+from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.conventions import CircuitRuns, Conventions
+from mechscope.circuits.discover import search_of
+from mechscope.circuits.evaluation import refuse_without_gap
+from mechscope.circuits.statistics.checks_result import CircuitChecks
+from mechscope.circuits.statistics.control_result import DiscoveryControls
+from mechscope.circuits.statistics.discovery_controls import (
+    CONTROLS,
+    ControlSettings,
+    Find,
+    control_discovery,
+    permuted_answers,
+)
+from mechscope.circuits.statistics.significance import TestSettings, share_interval, test_circuit
+from mechscope.circuits.statistics.significance_result import CircuitTest, corrected
+from mechscope.circuits.statistics.stress import random_parts, worst_part
+from mechscope.data.intervals import Resamples, ratio_bootstrap
+from mechscope.models.model import Model
+from mechscope.records.canonical import to_plain
+from mechscope.vocabulary.errors import NotEnoughEvidence, ShapeError
+
+Told = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """What a circuit is held against.
+
+    Args:
+        tests: Of equivalence, independence, sufficiency, necessity, minimality.
+        n_parts: Random parts of the complement that are removed.
+        n_rounds: Of the search for the worst part.
+        keeps: Share of the gap that is to be kept when a part of the complement is gone.
+        n_controls: Draws of each world without the mechanism, in which the search is run again; 0 for none.
+        n_search: Train pairs that the search and the worst part are looked for on.
+        n_tested: Held-out pairs that all is measured on, the first ones.
+    """
+
+    tests: TestSettings = field(default_factory=TestSettings)
+    n_parts: int = 64
+    n_rounds: int = 1
+    keeps: float = 0.5
+    n_controls: int = 19
+    n_search: int = 48
+    n_tested: int = 100
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> "CheckSettings":
+        """The settings on record with checks that were done."""
+        own = {name: plain[name] for name in cls.__dataclass_fields__}
+        return cls(**{**own, "tests": TestSettings(**plain["tests"])})
+
+    def __post_init__(self) -> None:
+        if (
+            self.n_controls < 0
+            or min(self.n_parts, self.n_search, self.n_tested) < 1
+            or not 0 < self.keeps < 1
+        ):
+            raise ShapeError(
+                "A circuit can't be checked so.",
+                got=f"n_parts={self.n_parts}, n_controls={self.n_controls}, n_search={self.n_search}, "
+                f"n_tested={self.n_tested}, keeps={self.keeps}",
+                instead="counts from 1 (controls from 0), and keeps between 0 and 1",
+            )
+
+
+def check_circuit(
+    model: Model,
+    circuit: Circuit,
+    *,
+    search: Split,
+    test: Split,
+    settings: CheckSettings | None = None,
+    find: Find | None = None,
+    progress: Told | None = None,
+) -> CircuitChecks:
+    """Hold a circuit against random ones, parts of its complement, its own edges, and worlds without the mechanism.
+
+    Args:
+        model: The model that it was found in.
+        circuit: The circuit.
+        search: Where it was found, usually `behavior.train`.
+        test: Prompts that no search has seen, usually `behavior.held_out`.
+        settings: What it is held against.
+        find: The search, from a model and a split to a circuit; by default the one that the circuit remembers.
+        progress: Told what is run, how much of it is done, and all of it.
+
+    Returns:
+        Every test and control that could be done; `left_out` says what could not, and why.
+
+    Raises:
+        UnknownEdge: a circuit of another model.
+
+    Cost: about 300 runs of circuits, one for each edge outside the circuit, and `3 * n_controls` discoveries.
+    """
+    circuit.refuse_unless_of(model)
+    settings = settings or CheckSettings()
+    search = search.select(range(min(settings.n_search, len(search))))
+    test = test.select(range(min(settings.n_tested, len(test))))
+    tests: list[CircuitTest] = []
+    left_out: list[str] = []
+    edge_p: dict[str, float] = {}
+    try:
+        found = test_circuit(model, circuit, split=test, settings=settings.tests, progress=progress)
+        tests, edge_p = list(found.tests.values()), dict(found.edge_p)
+    except NotEnoughEvidence as refusal:
+        left_out.append(f"tests against random circuits: {_why(refusal)}")
+    try:
+        tests += _under_stress(model, circuit, splits=(search, test), settings=settings, progress=progress)
+    except NotEnoughEvidence as refusal:
+        left_out.append(f"parts of the complement: {_why(refusal)}")
+    controls = None
+    if settings.n_controls:
+        find = find or search_of(circuit)
+        controls, reasons = _controls(
+            model, circuit, (search, test), find=find, settings=settings, tell=progress
+        )
+        left_out += reasons
+    return CircuitChecks(
+        tests=corrected(tests),
+        edge_p=edge_p,
+        controls=controls,
+        left_out=tuple(left_out),
+        settings={
+            **asdict(settings),
+            **Conventions().to_json(),
+            "n_pairs": len(test),
+            "n_units": test.n_units,
+        },
+        data_sha256=test.data_hash,
+    )
+
+
+def _under_stress(
+    model: Model,
+    circuit: Circuit,
+    *,
+    splits: tuple[Split, Split],
+    settings: CheckSettings,
+    progress: Told | None,
+) -> list[CircuitTest]:
+    """The circuit whole and parts of the rest gone: at random, and the worst that a search on train prompts finds."""
+    search, test = splits
+    conventions = Conventions()
+    tell = None if progress is None else lambda done, total: progress("the worst part", done, total)
+    searched = CircuitRuns(model, search, conventions=conventions)
+    with searched.hold():
+        worst, _ = worst_part(searched, circuit, n_rounds=settings.n_rounds, progress=tell)
+    _, parts = random_parts(circuit, settings.n_parts, seed=settings.tests.seed)
+    runs = CircuitRuns(model, test, conventions=conventions)
+    told = None if progress is None else lambda done, total: progress("random parts", done, total)
+    whole = np.ones_like(circuit.kept)
+    values = runs.measure(np.stack([whole, ~whole, worst, *parts]), progress=told)
+    refuse_without_gap(values[0], values[1])
+    left = values[2:] - values[1]
+    gap = values[0] - values[1]
+    return [
+        _random_parts_test(left[1:].mean(1) / gap.mean(), settings),
+        _worst_part_test((left[0], gap), test.units, n_removed=int((~worst).sum()), settings=settings),
+    ]
+
+
+def _random_parts_test(kept: np.ndarray, settings: CheckSettings) -> CircuitTest:
+    hits, n, share = int((kept >= settings.keeps).sum()), len(kept), settings.tests.share
+    p = float(stats.binomtest(hits, n, share, alternative="greater").pvalue)
+    return CircuitTest(
+        name="random parts removed",
+        null=f"with the circuit whole, at most {share:.0%} of random parts of the rest can be removed so that "
+        f"{settings.keeps:.0%} of the gap is kept",
+        statistic=hits / n,
+        p=p,
+        passes=p <= settings.tests.level,
+        note=f"{hits} of {n} parts; the least that is kept is {kept.min():.2f} of the gap",
+        measured=f"share of random parts of the rest without which {settings.keeps:.0%} of the gap is kept",
+        estimate=hits / n,
+        interval=share_interval(hits, n),
+        level=settings.tests.level,
+    )
+
+
+def _worst_part_test(
+    measured: tuple[np.ndarray, np.ndarray], units: np.ndarray, *, n_removed: int, settings: CheckSettings
+) -> CircuitTest:
+    found = ratio_bootstrap(Resamples(units, seed=settings.tests.seed), *measured)
+    interval, p = found.interval(0.95), found.p_at_most(settings.keeps)
+    return CircuitTest(
+        name="worst part removed",
+        null=f"with the circuit whole, removing the worst part of the rest leaves at most {settings.keeps:.0%} of "
+        "the gap",
+        statistic=found.value,
+        p=p,
+        passes=p <= settings.tests.level,
+        note=f"{n_removed} edges, chosen against the circuit on train prompts",
+        measured="share of the gap kept without the worst part of the rest",
+        estimate=found.value,
+        interval=(interval.low, interval.high),
+        level=settings.tests.level,
+    )
+
+
+def _controls(
+    model: Model,
+    circuit: Circuit,
+    splits: tuple[Split, Split],
+    *,
+    find: Find | None,
+    settings: CheckSettings,
+    tell: Told | None,
+) -> tuple[DiscoveryControls | None, list[str]]:
+    """The search again in worlds without the mechanism, beside this circuit; and what was left out."""
+    if find is None:
+        return None, ["the search where there is nothing to find: the circuit does not say how it was found"]
+    search, test = splits
+    worlds, left_out = list(CONTROLS), []
+    try:
+        permuted_answers(test), permuted_answers(search)
+    except NotEnoughEvidence as refusal:
+        worlds.remove("permuted answers")
+        left_out.append(f"permuted answers: {_why(refusal)}")
+
+    def find_or_keep(where: Model, split: Split) -> Circuit:
+        is_own = where is model and split is search
+        return circuit if is_own else find(where, split)
+
+    told = None if tell is None else lambda what, done, total: tell(f"searching with {what}", done, total)
+    chosen = ControlSettings(controls=tuple(worlds), n_draws=settings.n_controls, seed=settings.tests.seed)
+    try:
+        found = control_discovery(model, splits, find=find_or_keep, settings=chosen, progress=told)
+    except NotEnoughEvidence as refusal:
+        return None, [*left_out, f"the search where there is nothing to find: {_why(refusal)}"]
+    plain: Any = to_plain(found.settings)
+    return replace(found, model=None, settings=plain), left_out
+
+
+def _why(refusal: NotEnoughEvidence) -> str:
+    return f"{refusal.what} {refusal.because}".strip()

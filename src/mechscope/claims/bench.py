@@ -14,6 +14,8 @@ from jaxtyping import Float
 
 from mechscope.behaviors.rebuilding import rebuild_behavior
 from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.statistics.checks import CheckSettings, check_circuit
+from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.claims.circuit_claims import measure_circuits, refuse_unless_of_edges
 from mechscope.claims.control_families import draw_family, families_for, refuse_outside
 from mechscope.claims.evidence import HeldOut
@@ -136,10 +138,23 @@ class EngineBench:
         """The metric on every held-out prompt under the prediction's intervention, by each mechanism."""
         split = self._behind(held_out)
         if prediction.kind == "needs" and isinstance(mechanisms[0], Circuit):  # drops, not what is left alone
-            return measure_circuits(self._model, mechanisms, prediction, split)
+            return measure_circuits(self._model, mechanisms, prediction=prediction, split=split)
         if prediction.kind == "needs":
             return np.stack([self._least_needed(m, prediction, behavior, split) for m in mechanisms])
         return self._after(mechanisms, prediction, behavior, split)
+
+    def check_circuit(
+        self, circuit: Circuit, behavior: Any, held_out: HeldOut, *, settings: CheckSettings
+    ) -> CircuitChecks:
+        """The tests and controls of a circuit, on prompts that this bench opened."""
+        return check_circuit(
+            self._model,
+            circuit,
+            search=self._live(behavior).train,
+            test=self._behind(held_out),  # pyright: ignore[reportArgumentType] - the splits of live behaviours
+            settings=settings,
+            progress=self._progress,
+        )
 
     def _behind(self, held_out: HeldOut) -> PairedSplit:
         for opened, split in self._opened:
@@ -167,14 +182,16 @@ class EngineBench:
     def _run(
         self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, split: PairedSplit
     ) -> Float[np.ndarray, "mechanism prompt"]:
+        told = self._told(f"{prediction.kind}, {len(mechanisms)} mechanisms")
         if isinstance(mechanisms[0], Circuit):
-            return measure_circuits(self._model, mechanisms, prediction, split)
+            return measure_circuits(
+                self._model, mechanisms, prediction=prediction, split=split, progress=told
+            )
         writes = self._writers(mechanisms, prediction, behavior, split)
         experiments = [
             Experiment(inputs=split.clean, writes=tuple(writes(m)), metric=split.metric, name=m.name)
             for m in mechanisms
         ]
-        told = self._told(f"{prediction.kind}, {len(mechanisms)} mechanisms")
         return run_experiments(self._model, experiments, progress=told).table().numpy()
 
     def _least_needed(

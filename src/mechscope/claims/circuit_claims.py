@@ -4,7 +4,7 @@ Removed edges carry the pair's corrupt value ("corrupt"), or a mean or zero. Alo
 model is removed. Controls are random connected circuits of the same size that share no edge with it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,9 +47,21 @@ def behavior_of(circuit: Circuit) -> RecordedBehavior:
 
 
 def measure_circuits(
-    model: Any, circuits: Sequence[Circuit], prediction: Prediction, split: Any
+    model: Any,
+    circuits: Sequence[Circuit],
+    *,
+    prediction: Prediction,
+    split: Any,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "circuit prompt"]:
     """The metric under circuits alone ("recovers"), without them ("lowers", "spares"), or less their least edge.
+
+    Args:
+        model: The model that they are of.
+        circuits: One or more.
+        prediction: What is done to the model.
+        split: Prompt pairs.
+        progress: Told circuits done and circuits in all.
 
     Raises:
         BadClaim: a prediction that edges have no meaning for.
@@ -62,9 +74,11 @@ def measure_circuits(
         runs = CircuitRuns(model, split, conventions=Conventions())
         if prediction.kind == "needs":
             return np.stack([_least_needed(runs, mask) for mask in kept])
-        return runs.measure(kept)
+        return runs.measure(kept, progress=progress)
     ablation: Any = OF_EDGES[prediction.how]
-    return CircuitRuns(model, split, conventions=Conventions(ablation=ablation)).measure(~kept)
+    return CircuitRuns(model, split, conventions=Conventions(ablation=ablation)).measure(
+        ~kept, progress=progress
+    )
 
 
 def refuse_unless_of_edges(prediction: Prediction) -> None:

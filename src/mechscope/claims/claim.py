@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import mechscope.claims.claim_file
     import mechscope.claims.verdict
     from mechscope.circuits.circuit import Circuit
+    from mechscope.circuits.statistics.checks import CheckSettings
 
 FORMAT = 1
 FIELDS = ("statement", "behavior", "mechanism", "predictions", "controls", "seed", "software", "format")
@@ -132,6 +133,7 @@ class Claim:
         fresh: bool = False,
         ledger: "str | Path | None" = None,
         behaviors: Sequence[Any] = (),
+        checks: "bool | CheckSettings" = True,
     ) -> "mechscope.claims.verdict.Verdict":
         """Open the held-out split, measure, and judge: supported, refuted or inconclusive.
 
@@ -141,10 +143,15 @@ class Claim:
             fresh: Draw new held-out prompts from the behaviour's generator.
             ledger: Folder of the ledger that counts openings of held-out splits; None keeps no count.
             behaviors: Other behaviours that predictions name ("spares").
+            checks: Of a claim about a circuit: whether the tests and controls that decide nothing are done too, and
+                with which settings; they stand in `verdict.checks`.
 
-        Cost: one packed experiment per prediction and per control; `examine` also keeps the measurements.
+        Cost: one packed experiment per prediction and per control, and for circuits that of the checks; `examine`
+            also keeps the measurements.
         """
-        return self.examine(model, seed=seed, fresh=fresh, ledger=ledger, behaviors=behaviors).verdict
+        return self.examine(
+            model, seed=seed, fresh=fresh, ledger=ledger, behaviors=behaviors, checks=checks
+        ).verdict
 
     def examine(
         self,
@@ -154,16 +161,19 @@ class Claim:
         fresh: bool = False,
         ledger: "str | Path | None" = None,
         behaviors: Sequence[Any] = (),
+        checks: "bool | CheckSettings" = True,
         progress: "Callable[[str, int, int], None] | None" = None,
     ) -> "mechscope.claims.claim_file.ClaimRecord":
         """As `test`, and return everything that a claim file carries."""
+        from mechscope.circuits.statistics.checks import CheckSettings
         from mechscope.claims.bench import EngineBench
         from mechscope.claims.ledger import Ledger
         from mechscope.claims.testing import test_claim
 
         bench = EngineBench(model, behaviors, progress=progress)
         book = None if ledger is None else Ledger(Path(ledger))
-        return test_claim(self, bench, ledger=book, fresh_seed=seed if fresh else None)
+        wanted = (CheckSettings() if checks else None) if isinstance(checks, bool) else checks
+        return test_claim(self, bench, ledger=book, fresh_seed=seed if fresh else None, checks=wanted)
 
     @classmethod
     def about(
@@ -177,7 +187,8 @@ class Claim:
     ) -> "Claim":
         """A claim about a circuit: alone it recovers at least 80% of the gap, and without it at least half is lost.
 
-        Its controls are random connected circuits of the same size that share no edge with it.
+        Its controls are random connected circuits of the same size that share no edge with it. When it is tested, the
+        verdict also holds everything else that a circuit can be held against, shown beside (`verdict.checks`).
 
         Args:
             circuit: As `ms.discover` found it.

@@ -7,12 +7,15 @@ equal claim, model and data, equal records up to round-off.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
+from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.statistics.checks import CheckSettings
+from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.claims import ledger as ledgers
 from mechscope.claims import rule
 from mechscope.claims.claim import Claim
@@ -89,6 +92,17 @@ class Bench(Protocol):
         ...
 
 
+@runtime_checkable
+class CheckingBench(Protocol):
+    """A bench that can hold a circuit against more than its claim predicts."""
+
+    def check_circuit(
+        self, circuit: Circuit, behavior: Any, held_out: HeldOut, *, settings: CheckSettings
+    ) -> CircuitChecks:
+        """The tests and controls of a circuit on held-out prompts that were opened for its claim."""
+        ...
+
+
 @dataclass(frozen=True)
 class Ready:
     """A claim as it stands before its held-out split is opened.
@@ -126,6 +140,7 @@ def test_claim(
     mechanism: Any = None,
     ledger: Ledger | None = None,
     fresh_seed: int | None = None,
+    checks: CheckSettings | None = None,
 ) -> ClaimRecord:
     """Test a frozen claim on its held-out split.
 
@@ -135,11 +150,12 @@ def test_claim(
         mechanism: The claim's own, where a claim from a file only remembers it; see `mechanism_from_json`.
         ledger: Where the opening is written down; None keeps no count, and the verdict says 0 openings.
         fresh_seed: Draw new held-out prompts from the behaviour's generator with this seed.
+        checks: What a circuit is held against beside the claim; None for nothing. See `test_opened`.
 
     Cost: one evaluation per prediction, and one per control and prediction that needs controls.
     """
     opened = open_held_out([claim], bench, mechanism=mechanism, ledger=ledger, fresh_seed=fresh_seed)
-    return test_opened(claim, bench, opened)
+    return test_opened(claim, bench, opened, checks=checks)
 
 
 test_claim.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] - not for pytest to collect
@@ -154,6 +170,8 @@ def verify_claim(
     exact: bool = False,
 ) -> list[Difference]:
     """Recompute a claim file and list every difference beyond its tolerance; empty if reproduced.
+
+    Of the checks of a circuit the tests are recomputed; the search is not run again where there is nothing to find.
 
     Args:
         record: From a file.
@@ -175,7 +193,9 @@ def verify_claim(
         purpose=ledgers.VERIFY,
         fresh_seed=fresh_seed,
     )
-    again = test_opened(record.claim, bench, opened)
+    beside = record.verdict.checks
+    checks = None if beside is None else CheckSettings.from_json({**beside.settings, "n_controls": 0})
+    again = test_opened(record.claim, bench, opened, checks=checks)
     return compare_records(record, again, exact=exact)
 
 
@@ -215,13 +235,18 @@ def open_held_out(
     return Opened(ready, splits, openings, fresh_seed)
 
 
-def test_opened(claim: Claim, bench: Bench, opened: Opened) -> ClaimRecord:
+def test_opened(
+    claim: Claim, bench: Bench, opened: Opened, *, checks: CheckSettings | None = None
+) -> ClaimRecord:
     """Test a claim on splits that were opened for it.
+
+    The checks of a circuit are done after the verdict was made and stand beside it: nothing depends on them.
 
     Args:
         claim: One of those that `opened` was made for.
         bench: The one that opened them.
         opened: From `open_held_out`.
+        checks: What a circuit is held against beside the claim; None for nothing, and for other mechanisms nothing.
 
     Raises:
         HeldOutOpened: the claim was not frozen when the splits were opened.
@@ -248,9 +273,13 @@ def test_opened(claim: Claim, bench: Bench, opened: Opened) -> ClaimRecord:
     )
     found = judge(held_out, evidence, seed=claim.seed)
     openings = max(opened.openings[recorded(behavior)] for behavior in _behaviors_of(claim))
+    verdict = dressed(found, claim, openings=openings, fresh_seed=opened.fresh_seed)
+    if checks is not None and isinstance(ready.mechanism, Circuit) and isinstance(bench, CheckingBench):
+        beside = bench.check_circuit(ready.mechanism, claim.behavior, held_out, settings=checks)
+        verdict = replace(verdict, checks=beside)
     return ClaimRecord(
         claim=claim,
-        verdict=dressed(found, claim, openings=openings, fresh_seed=opened.fresh_seed),
+        verdict=verdict,
         held_out=held_out,
         evidence=evidence,
         model=bench.fingerprint,

@@ -6,9 +6,10 @@ prompts. Invariant: `Verdict.from_json(v.to_json()) == v`.
 
 import html
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.claims.predictions import Prediction
 from mechscope.data.intervals import Interval
 from mechscope.figures.shown import number
@@ -134,6 +135,8 @@ class Verdict:
         seed: Of resamples and controls.
         claim_id: The claim's hash.
         statement: The claim's sentence.
+        checks: Of a claim about a circuit, the tests and controls that are shown and decide nothing; None if none
+            were done.
     """
 
     outcome: str
@@ -144,6 +147,7 @@ class Verdict:
     seed: int = 0
     claim_id: str = ""
     statement: str = ""
+    checks: CircuitChecks | None = field(default=None, hash=False)
 
     @property
     def supported(self) -> bool:
@@ -152,15 +156,17 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain dictionaries, lists and numbers."""
-        plain = asdict(self)
+        plain = asdict(replace(self, checks=None))
         for result, entry in zip(self.predictions, plain["predictions"], strict=True):
             entry["prediction"] = result.prediction.to_json()
+        plain["checks"] = None if self.checks is None else self.checks.to_json()
         return plain
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "Verdict":
         """The inverse of `to_json`, also after a trip through a file."""
         held_out = {**plain["held_out"], "gap": _estimate(plain["held_out"]["gap"])}
+        checks = plain.get("checks")
         return cls(
             **{
                 **plain,
@@ -168,6 +174,7 @@ class Verdict:
                 "held_out": HeldOutSummary(**held_out),
                 "reasons": tuple(plain["reasons"]),
                 "notes": tuple(plain["notes"]),
+                "checks": None if checks is None else CircuitChecks.from_json(checks),
             }
         )
 
@@ -186,6 +193,9 @@ class Verdict:
             + (f"; clean-corrupt gap {held_out.gap}" if held_out.gap else "")
         )
         lines += [f"  note     {note}" for note in self.notes]
+        if self.checks is not None:
+            lines.append("  beside it, shown only:")
+            lines += [f"    {line}" for line in self.checks.lines()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -193,12 +203,13 @@ class Verdict:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row) + "</tr>"
 
         sentences = [f"because {reason}" for reason in self.reasons] + list(self.notes)
+        beside = "" if self.checks is None else f"<p>Beside it, shown only:</p>{self.checks._repr_html_()}"
         return (
             f'<div class="ms-verdict ms-{html.escape(self.outcome)}">'
             f"<p><strong>{html.escape(self.outcome)}</strong>: {html.escape(self.statement)}</p>"
             f"<table><thead>{cells(COLUMNS, 'th')}</thead>"
             f"<tbody>{''.join(cells(_row(result), 'td') for result in self.predictions)}</tbody></table>"
-            f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul></div>"
+            f"<ul>{''.join(f'<li>{html.escape(sentence)}</li>' for sentence in sentences)}</ul>{beside}</div>"
         )
 
 

@@ -7,11 +7,12 @@ Invariant: all differences are collected; nothing is compared that a second run 
 ran, with which library versions, how often the split was opened).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from mechscope.circuits.statistics.significance_result import CircuitTest
 from mechscope.claims.claim_file import ClaimRecord
 from mechscope.claims.verdict import ControlSummary, Estimate, PredictionResult
 from mechscope.vocabulary.errors import NotReproduced
@@ -46,6 +47,8 @@ def compare_records(saved: ClaimRecord, again: ClaimRecord, *, exact: bool = Fal
         found += _estimates("clean-corrupt gap", old.held_out.gap, new.held_out.gap)
     for before, now in zip(old.predictions, new.predictions, strict=True):
         found += _predictions(before, now)
+    if old.checks is not None and new.checks is not None:
+        found += _checks(old.checks.tests, new.checks.tests)
     return found
 
 
@@ -120,6 +123,20 @@ def _controls(name: str, old: ControlSummary, new: ControlSummary) -> Iterator[D
         yield Difference(f"{name}, rank among controls", old.rank, new.rank, 1.0)
     if old.margin is not None and new.margin is not None:
         yield from _estimates(f"{name}, margin over controls", old.margin, new.margin)
+
+
+def _checks(old: Sequence[CircuitTest], new: Sequence[CircuitTest]) -> Iterator[Difference]:
+    """Tests that stand beside a verdict; the search where there is nothing to find is not run again."""
+    before, now = ([test.name for test in tests] for tests in (old, new))
+    if before != now:
+        yield Difference("tests beside the claim", before, now)
+        return
+    for saved, again in zip(old, new, strict=True):
+        if saved.outcome != again.outcome:
+            yield Difference(f"{saved.name}, beside the claim", saved.outcome, again.outcome)
+        if saved.estimate is not None and again.estimate is not None:
+            low, high = saved.interval or (saved.estimate, saved.estimate)
+            yield from _numbers(f"{saved.name}, beside the claim", saved.estimate, again.estimate, high - low)
 
 
 def _estimates(what: str, old: Estimate, new: Estimate) -> Iterator[Difference]:

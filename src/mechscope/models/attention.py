@@ -1,10 +1,12 @@
 """Our attention function: one for every family that calls the library's attention interface.
 
-A session puts a *desk* at each attention module for the duration of a run; the function asks the module's desk.
-Without maps to show it uses the fused kernel; scores and patterns are formed only when somebody reads or
-writes them. The mask always comes from the library, so sliding windows need no knowledge here.
+A session puts a *desk* at attention modules for the duration of a run; the function asks the module's desk.
+Where nobody reads or writes scores and patterns, the model's own implementation goes on computing, on its own mask,
+between our taps: reading costs nothing. Elsewhere ours computes, and forms maps only when they are wanted. The mask
+always comes from the library, so sliding windows need no knowledge here.
 """
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,15 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mechscope.models.anatomy import Attention, InnerMethod
 
 IMPLEMENTATION = "mechscope"
 """Name under which the function is registered. It must not contain "sdpa": some families refuse that substring."""
 
+_AROUND = {"sdpa": f"{IMPLEMENTATION}-around-fused", "eager": f"{IMPLEMENTATION}-around-eager"}
+"""By the model's own implementation, the name under which it goes on computing between our taps."""
+
 Tap = Callable[[Tensor], Tensor]
 """A tensor in the table's axes to the tensor to use in its place."""
+
+Own = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor | None]]
+"""The model's own attention from query, key and value: z as [batch, query, head, d_head], and a pattern or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +49,7 @@ class Call:
         sinks: Logit of the valueless entry, [head], or None.
         is_causal: Whether a missing mask means a causal one.
         is_wide: Scores are computed in float32.
+        own: The model's own attention on this call's mask, where that goes on computing; None where ours does.
     """
 
     query: Tensor
@@ -51,6 +61,7 @@ class Call:
     sinks: Tensor | None
     is_causal: bool
     is_wide: bool = False
+    own: Own | None = None
 
     def to(self, device: str | torch.device) -> "Call":
         """The same call with its tensors on another device."""
@@ -58,7 +69,8 @@ class Call:
         return replace(self, **tensors)
 
 
-_MAP_TAPS = ("scores", "used scores", "sink", "pattern", "used pattern")
+MAP_TAPS = ("scores", "used scores", "sink", "pattern", "used pattern")
+"""Taps for which ours has to compute."""
 
 Desk = Callable[[Call], tuple[Tensor, Tensor | None]]
 _DESKS: dict[nn.Module, Desk] = {}
@@ -75,23 +87,67 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    call = Call(
-        query=query,
-        key=key,
-        value=value,
-        mask=attention_mask,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        softcap=kwargs.get("softcap"),
-        sinks=kwargs.get("s_aux"),
-        is_causal=bool(getattr(module, "is_causal", True)),
-    )
+    call = _call(module, (query, key, value), attention_mask, kwargs | {"scaling": scaling})
     desk = _DESKS.get(module)
     # Another model may read the very configuration object that was switched for ours: it runs plainly.
     return attend(call, _ANY, {}) if desk is None else desk(call)
 
 
+def _call(
+    module: nn.Module, tensors: tuple[Tensor, Tensor, Tensor], mask: Tensor | None, told: dict[str, Any]
+) -> Call:
+    query, key, value = tensors
+    scaling, is_causal = told.get("scaling"), told.get("is_causal")
+    return Call(
+        query=query,
+        key=key,
+        value=value,
+        mask=mask,
+        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        softcap=told.get("softcap"),
+        sinks=told.get("s_aux"),
+        is_causal=bool(getattr(module, "is_causal", True) if is_causal is None else is_causal),
+    )
+
+
+def _around(implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """Attention by the model's own implementation, with desks around it."""
+
+    def attend_around(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        own, desk = _own_attention(module, implementation), _DESKS.get(module)
+        if own is None:
+            return _attention(module, query, key, value, attention_mask, **kwargs)
+        if desk is None:
+            return own(module, query, key, value, attention_mask, **kwargs)
+        call = _call(module, (query, key, value), attention_mask, kwargs)
+        return desk(replace(call, own=lambda q, k, v: own(module, q, k, v, attention_mask, **kwargs)))
+
+    return attend_around
+
+
+def _own_attention(module: nn.Module, implementation: str) -> Callable[..., Any] | None:
+    """The function that a module calls under one of the library's implementations; None if it can't be told."""
+    if implementation in ALL_ATTENTION_FUNCTIONS:
+        return ALL_ATTENTION_FUNCTIONS[implementation]
+    # The eager one is no entry of the registry: each family keeps its own beside its attention module.
+    names = [kind.__module__ for kind in type(module).__mro__]
+    homes = [vars(sys.modules[name]) for name in names if name in sys.modules]
+    return next((home[_EAGER] for home in homes if _EAGER in home), None)
+
+
+_EAGER = "eager_attention_forward"
 AttentionInterface.register(IMPLEMENTATION, _attention)
 AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+for _name, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
+    AttentionInterface.register(_AROUND[_name], _around(_name))
+    AttentionMaskInterface.register(_AROUND[_name], _mask)
 _NARROW = f"{IMPLEMENTATION}-narrow-mask"
 
 
@@ -149,10 +205,17 @@ def configurations(modules: Iterable[nn.Module]) -> dict[int, Any]:
 
 
 @contextmanager
-def desks_at(modules: Mapping[nn.Module, Desk], anatomy: Attention) -> Generator[None, None, None]:
+def desks_at(
+    modules: Mapping[nn.Module, Desk], anatomy: Attention, *, keeps_own: bool = False
+) -> Generator[None, None, None]:
     """Route the attention of `modules` through their desks; configuration and desks are restored on exit.
 
     The modules share configuration objects that they read at call time; those are switched and switched back.
+
+    Args:
+        modules: Every attention module of the model, with its desk.
+        anatomy: Of the model's attention.
+        keeps_own: The model's own implementation computes, where it is one that we can stand around.
     """
     # `_attn_implementation` is a property that writes to sub-configurations too, so the private field is set.
     configs = configurations(modules)
@@ -162,8 +225,9 @@ def desks_at(modules: Mapping[nn.Module, Desk], anatomy: Attention) -> Generator
         if anatomy.inner is not None:
             for module in modules:
                 module.__dict__[anatomy.inner.name] = _inner_attention(module, anatomy.inner)
-        for config in configs.values():
-            config._attn_implementation_internal = IMPLEMENTATION
+        for key, config in configs.items():
+            around = _AROUND.get(before[key] or "", IMPLEMENTATION) if keeps_own else IMPLEMENTATION
+            config._attn_implementation_internal = around
         yield
     finally:
         for key, config in configs.items():
@@ -186,10 +250,12 @@ def attend(call: Call, anatomy: Attention, taps: Mapping[str, Tap]) -> tuple[Ten
             that, as they act.
     """
     call = tap_inputs(call, taps)
-    needs_maps = call.softcap is not None or call.sinks is not None or call.is_wide
-    needs_maps = needs_maps or any(name in taps for name in _MAP_TAPS)
+    has_map_taps = any(name in taps for name in MAP_TAPS)
+    needs_maps = has_map_taps or call.softcap is not None or call.sinks is not None or call.is_wide
     pattern = None
-    if needs_maps:
+    if call.own is not None and not has_map_taps:
+        z, pattern = call.own(call.query, call.key, call.value)
+    elif needs_maps:
         pattern = _pattern(call, anatomy, taps)
         z = torch.matmul(pattern, _for_each_head(call.value, call.query)).transpose(1, 2)
     else:
@@ -204,7 +270,10 @@ def tap_inputs(call: Call, taps: Mapping[str, Tap]) -> Call:
     for name, field in (("q", "query"), ("k", "key"), ("v", "value")):
         if name in taps:
             tensor = getattr(call, field).transpose(1, 2)
-            call = replace(call, **{field: taps[name](tensor).transpose(1, 2)})
+            new = taps[name](tensor)
+            # With gradients, what was read must be what goes on, not a view beside the path.
+            if new is not tensor or torch.is_grad_enabled():
+                call = replace(call, **{field: new.transpose(1, 2)})
     return call
 
 

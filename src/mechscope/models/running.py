@@ -7,12 +7,13 @@ it was found, also after an exception.
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mechscope.models.attention import Call, Desk, Tap, attend, tap_inputs
+from mechscope.models.attention import Call
 from mechscope.models.binding import Binding
 from mechscope.models.experts import runnable_experts
 from mechscope.models.frame import Frame
@@ -39,8 +40,10 @@ class Order:
         writers: Functions by site.
         stop_after: Last site to compute.
         start: A layer to start from, with its residual stream [batch, pos, d_model].
-        keeps_calls: Keep each layer's attention call, so that maps can be formed later.
+        keeps_calls: Keep the attention call of layers whose queries or keys are captured, so that their maps can
+            be formed later.
         grad: Record the graph.
+        is_ours: Our attention computes even where the model's own could go on, as the self-check wants it.
     """
 
     capture: tuple[Site, ...] = ()
@@ -49,6 +52,7 @@ class Order:
     start: tuple[int, Tensor] | None = None
     keeps_calls: bool = False
     grad: bool = False
+    is_ours: bool = False
 
 
 def forward(binding: Binding, frame: Frame, order: Order) -> Kept:
@@ -59,9 +63,11 @@ def forward(binding: Binding, frame: Frame, order: Order) -> Kept:
         readers={site: _keeper(kept, site, order.grad) for site in order.capture},
         stop_after=order.stop_after,
         shape=(frame.n_rows, frame.ids.shape[1]),
+        is_ours=order.is_ours,
     )
     if order.keeps_calls:
-        plan.desk = lambda layer, taps: _recording_desk(binding, kept, layer, taps)
+        layers = [site.layer for site in order.capture if site.point in ("q", "k")]
+        plan.calls = {layer: partial(kept.calls.__setitem__, layer) for layer in layers if layer is not None}
     skipped = 0
     if order.start is not None:
         skipped, arriving = order.start
@@ -151,15 +157,3 @@ def _keeper(kept: Kept, site: Site, grad: bool) -> Callable[[Tensor], None]:
         kept.tensors[site] = value
 
     return keep
-
-
-def _recording_desk(binding: Binding, kept: Kept, layer: int, taps: Mapping[str, Tap]) -> Desk:
-    anatomy = binding.anatomy.attention
-    late = {name: tap for name, tap in taps.items() if name not in ("q", "k", "v")}
-
-    def desk(call: Call) -> tuple[Tensor, Tensor | None]:
-        call = tap_inputs(call, taps)
-        kept.calls[layer] = call
-        return attend(call, anatomy, late)
-
-    return desk

@@ -151,7 +151,7 @@ class _Probe:
     def ours(self, batch: TokenBatch, **order: object) -> Kept:
         """A pass under our attention function, everything formed kept."""
         wanted = order.pop("capture", tuple(self.binding.formed))
-        return forward(self.binding, Frame.of(batch), Order(capture=wanted, keeps_calls=True, **order))  # pyright: ignore
+        return forward(self.binding, Frame.of(batch), Order(capture=wanted, is_ours=True, **order))  # pyright: ignore
 
     def compare(self, part: str, what: str, got: Tensor, wanted: Tensor) -> Finding:
         """A finding from two tensors that should be equal."""

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from mechscope.models.anatomy import Part
-from mechscope.models.attention import Call, Desk, Tap, attend, desks_at, narrow_masks
+from mechscope.models.attention import (
+    MAP_TAPS,
+    Call,
+    Desk,
+    Tap,
+    attend,
+    desks_at,
+    narrow_masks,
+    tap_inputs,
+)
 from mechscope.models.binding import Binding
 from mechscope.models.experts import ROUTING_POINTS, experts_at, routing_hook, runnable_experts
 from mechscope.models.layouts import Plain
@@ -37,17 +46,21 @@ class Plan:
         writers: New value from old, in the point's axes.
         readers: Called with the value that the rest of the model sees.
         stop_after: End the forward pass once this site and all that is read have been computed.
+        calls: By layer, called with that layer's attention call, queries, keys and values as they act.
         desk: Replaces ordinary attention (the engine's packed replay); from the layer and its taps.
         shape: [batch, pos] of the forward pass under way, for modules that see tokens in one flat axis.
         seen: Sites computed so far in a pass that is to end early.
+        is_ours: Our attention computes even where the model's own could go on.
     """
 
     writers: dict[Site, Writer] = field(default_factory=dict)
     readers: dict[Site, Reader] = field(default_factory=dict)
     stop_after: Site | None = None
+    calls: dict[int, Callable[[Call], None]] = field(default_factory=dict)
     desk: Callable[[int, Mapping[str, Tap]], Desk] | None = None
     shape: tuple[int, int] = (0, 0)
     seen: set[Site] = field(default_factory=set)
+    is_ours: bool = False
 
     @property
     def sites(self) -> set[Site]:
@@ -87,12 +100,13 @@ def session(binding: Binding, plan: Plan) -> Generator[None, None, None]:
             stack.callback(handle.remove)
         if binding.mask_overflows and not binding.anatomy.attention.has_interface:
             stack.enter_context(narrow_masks(binding.hf.config))
-        has_desks = plan.desk is not None or bool(taps) or binding.mask_overflows
+        has_desks = bool(taps or plan.calls or plan.desk) or binding.mask_overflows or plan.is_ours
         if has_desks and binding.anatomy.attention.has_interface:
             # The implementation is switched for the whole model, so every attention module needs a desk.
-            make = plan.desk or (lambda _layer, tap: _ordinary_desk(binding, tap))
+            make = plan.desk or (lambda i, tap: _ordinary_desk(binding, tap, plan.calls.get(i)))
             desks = {m: make(i, taps.get(i, {})) for i, m in enumerate(binding.attentions)}
-            stack.enter_context(desks_at(desks, binding.anatomy.attention))
+            keeps_own = _keeps_own_attention(binding, plan, taps)
+            stack.enter_context(desks_at(desks, binding.anatomy.attention, keeps_own=keeps_own))
         yield
 
 
@@ -213,11 +227,25 @@ def _place_mid(
     outputs[out.module].append(_Step(out.part or Part(""), add_difference, plan))
 
 
-def _ordinary_desk(binding: Binding, taps: Mapping[str, Tap]) -> Desk:
+def _keeps_own_attention(binding: Binding, plan: Plan, taps: Mapping[int, Mapping[str, Tap]]) -> bool:
+    """Whether the model's own attention computes between the taps, so that reading them adds nothing."""
+    # Under a graph ours computes: its additive masks keep gradients of fully masked rows, the padding's, finite.
+    if plan.is_ours or plan.desk is not None or binding.mask_overflows or torch.is_grad_enabled():
+        return False
+    return not any(name in MAP_TAPS for some in taps.values() for name in some)
+
+
+def _ordinary_desk(
+    binding: Binding, taps: Mapping[str, Tap], keep: Callable[[Call], None] | None = None
+) -> Desk:
     anatomy = binding.anatomy.attention
+    late = {name: tap for name, tap in taps.items() if name not in ("q", "k", "v")}
 
     def desk(call: Call) -> tuple[Tensor, Tensor | None]:
-        return attend(call, anatomy, taps)
+        call = tap_inputs(call, taps)
+        if keep is not None:
+            keep(replace(call, own=None))  # what is kept outlives the model
+        return attend(call, anatomy, late)
 
     return desk
 

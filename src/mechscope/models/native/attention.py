@@ -45,6 +45,10 @@ def attend_eagerly(
     return (pattern @ value).transpose(1, 2).contiguous(), pattern
 
 
+eager_attention_forward = attend_eagerly
+"""The name under which the library's families keep theirs; `models.attention` looks for it."""
+
+
 class NativeAttention(nn.Module):
     """q, k, v, o projections around the attention function of the moment."""
 

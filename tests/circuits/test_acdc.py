@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from circuits.cases import TRUE_EDGES, induction, pairs
 from family_cases import opened
 from mechscope.circuits.discover import discover
-from mechscope.circuits.methods.acdc import Acdc, Search, acdc_sweep, edge_order
+from mechscope.circuits.methods.acdc import NEAR, Acdc, Search, acdc_sweep, edge_order
 from mechscope.vocabulary.errors import InputError, ShapeError
 
 
@@ -52,6 +53,13 @@ def test_near_ties_are_listed():
     tie = float(search.run(0.01 * search.range).increases[first])
     assert first in search.run(tie).near_ties
     assert first not in search.run(tie + 0.01 * search.range).near_ties
+
+
+def test_near_ties_reach_as_far_as_the_model_rounds():
+    exact = Search(opened("gpt2"), pairs(), Acdc(threshold=0.0))
+    assert exact.near == NEAR * exact.range
+    single = Search(opened("gpt2", torch.float32), pairs(), Acdc(threshold=0.0))
+    assert NEAR * single.range < single.near < 1e-2 * single.range
 
 
 def test_the_true_edges_of_the_induction_specimen_are_found_and_no_other():

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
 
 from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
@@ -27,6 +28,9 @@ from mechscope.vocabulary.errors import ShapeError
 
 NEAR = 1e-6
 """Decisions this close to the threshold, as a share of the distance's range, are listed as near ties."""
+
+ROUNDINGS = 4
+"""So many roundings of the largest logit are within reach too: a circuit that runs in another batch differs by less."""
 
 FEWEST, MOST = 4, 48
 TOKENS_A_BATCH = {"cpu": 1024, "cuda": 32768}
@@ -146,9 +150,11 @@ class Search:
         self.batch = max(1, min(MOST, self.runs.batch_size, max(FEWEST, fast)))
         with self.runs.open():
             ends = self.runs.measure([self.runs.every, self.runs.none]).numpy()
+            largest = float(self.runs.logits([self.runs.every]).abs().max())
         self.model_values = ends[0]
         self.low, high = self.distance(ends[0]), self.distance(ends[1])
         self.range = abs(high - self.low)
+        self.near = max(NEAR * self.range, ROUNDINGS * torch.finfo(model.dtype).eps * largest)
 
     def distance(self, values: np.ndarray) -> float:
         """D of a circuit from its metric, [pair]."""
@@ -222,7 +228,7 @@ class _Pass:
             self._skip_dead()
             if self.place < len(order):
                 self._decide(self._next())
-        near = np.abs(self.increases - self.threshold) <= NEAR * self.search.range
+        near = np.abs(self.increases - self.threshold) <= self.search.near
         return Pruned(
             threshold=self.threshold,
             kept=self.kept,

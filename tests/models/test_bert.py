@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForPreTraining, BertForSequenceClassification, BertModel
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    BertModel,
+)
 
 import mechscope as ms
 from arithmetic_forward import in_double
@@ -78,8 +84,7 @@ def failed(hf: Any, anatomy: Anatomy) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("what", SPOILS)
 def test_the_self_check_sees(what: str) -> None:
     spoil, part, line = SPOILS[what]
-    hf = tiny("bert")
-    assert failed(hf, describe(hf)) == []
+    hf = tiny("bert")  # it opens unspoilt: test_self_check.py
     assert (part, line) in failed(hf, spoil(describe(hf)))
 
 
@@ -207,6 +212,16 @@ def test_the_causal_one_is_a_causal_model() -> None:
     assert torch.isfinite(opened("bert_decoder").loss(rows()))
 
 
+def test_the_causal_class_without_its_mask_is_the_masked_model() -> None:
+    masked = tiny("bert")
+    hf = BertLMHeadModel(masked.config).eval()  # type: ignore
+    hf.load_state_dict(masked.state_dict())
+    model = wrap(hf)
+    assert not model.binding.anatomy.is_causal and model.binding.anatomy.head.predicts == "own"
+    with torch.no_grad():
+        assert torch.equal(model.logits(rows()), wrap(masked, check=False).logits(rows()))
+
+
 SMALL: dict[str, Any] = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
@@ -231,15 +246,15 @@ def test_a_class_that_gives_no_logits_over_the_vocabulary_is_refused(kind: Any) 
     assert kind.__name__ in str(refused.value) and "instead:" in str(refused.value)
 
 
-def test_a_checkpoint_of_the_other_precision_of_head_opens_as_it_was_saved(tmp_path: Any) -> None:
+def test_a_checkpoint_opens_with_the_head_that_it_was_saved_with(tmp_path: Any) -> None:
     hf = tiny("bert")
     hf.save_pretrained(tmp_path)  # type: ignore
-    model = ms.load(tmp_path)
+    model = ms.load(tmp_path, check=False)
     assert type(model.hf).__name__ == "BertForMaskedLM" and not model.binding.anatomy.is_causal
     with torch.no_grad():
         assert torch.equal(model.logits([[1, 2, 3]]), wrap(hf, check=False).logits([[1, 2, 3]]))
     tiny("bert_decoder").save_pretrained(tmp_path / "causal")  # type: ignore
-    assert type(ms.load(tmp_path / "causal").hf).__name__ == "BertLMHeadModel"
+    assert type(ms.load(tmp_path / "causal", check=False).hf).__name__ == "BertLMHeadModel"
 
 
 def test_a_checkpoint_without_its_language_head_is_refused(tmp_path: Any) -> None:

@@ -151,7 +151,8 @@ class Anatomy:
         layers: Path of the list of layers.
         parts: Layer points, by name. "v_proj" is the value projection (for weights).
         ends: "embed", "pos_embed" and "ln_final", by name; paths below the whole model.
-        norms: Norms by the point they form: "ln1", "ln2", "ln_final".
+        norms: Norms by the point they form: "ln1", "ln2", "ln_final"; those that stand on the stream form
+            "resid_mid" and "resid_post".
         attention: None for a family without attention.
         head: The unembedding.
         experts: Routing of a mixture of experts; its layers are those whose parts have "expert_out".

@@ -6,6 +6,7 @@ model's own. Refuses models that form no attention pattern, and norms after atte
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -90,6 +91,26 @@ class FrozenLayer:
     mlp_factor: Tensor | float | None
     has_mlp: bool
     mlp: FrozenMlp | None
+
+    @property
+    def output_rows(self) -> Tensor:
+        """The output projection of all heads, [head * d_head, d_model]."""
+        return self.W_O.reshape(-1, self.W_O.shape[-1])
+
+    @property
+    def value_rows(self) -> Tensor:
+        """The value projection as rows that multiply what attention reads, [kv_head * d_head, d_model]."""
+        return self.W_V.transpose(1, 2).reshape(-1, self.W_V.shape[1])
+
+    @cached_property
+    def input_rows(self) -> Tensor:
+        """`value_rows` with the norm before attention folded in; its denominator is in `pattern_to_input`."""
+        return self.value_rows if self.norm1 is None else self.norm1.fold(self.value_rows)
+
+    @cached_property
+    def pattern_to_input(self) -> Tensor:
+        """The pattern over the held denominators of the keys, [head, query, key]."""
+        return self.pattern if self.norm1 is None else self.pattern * self.norm1.inverse_scale.T
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -170,9 +170,7 @@ class Sweep:
         if index == 0 and raw is not None and self._finish is not None:
             self._finish(ATTN_RAW, raw, self._rows)
             raw = None
-        read = self._at(base + ATTN_IN, self._attention(raw, layer))
-        from_attention = self._after_norm(read, layer.norm1)
-        stream = self._sum(self._sum(stream, from_attention), from_mlp)
+        stream = self._sum(self._attention(raw, layer, station=base + ATTN_IN, onto=stream), from_mlp)
         return self._at(base, stream) if index else self._sum(stream, self._take(0))
 
     def _mlp(self, layer: FrozenLayer, base: int, stream: Flow | None) -> Flow | None:
@@ -233,19 +231,30 @@ class Sweep:
     def _after_norm(self, flow: Flow | None, norm: FrozenNorm | None) -> Flow | None:
         return flow if flow is None or norm is None else self._through_norm(flow, norm)
 
-    def _attention(self, raw: Flow | None, layer: FrozenLayer) -> Flow | None:
-        """Back through output projection, held pattern and value projection; the result is wide."""
-        if raw is None:
-            return None
-        heads, d_head, d_model = layer.W_O.shape
-        mixed = raw.values @ layer.W_O.reshape(heads * d_head, d_model).T
-        mixed = mixed.unflatten(-1, (heads, d_head))
-        kv = layer.W_V.shape[0]
-        values = (
-            self._spread(mixed, layer.pattern, kv) if raw.is_narrow else self._mix(mixed, layer.pattern, kv)
-        )
-        W_V = layer.W_V.transpose(1, 2).reshape(kv * d_head, d_model)
-        return Flow(values @ W_V, False)
+    def _attention(
+        self, raw: Flow | None, layer: FrozenLayer, *, station: int, onto: Flow | None
+    ) -> Flow | None:
+        """Back through attention and the norm before it, onto what passes it by; `station` is what it reads.
+
+        Where nothing happens at that station, the norm is part of pattern and value projection.
+        """
+        if raw is not None and not self._is_stop(station):
+            values = self._values(raw, layer, layer.pattern_to_input)
+            if onto is None or onto.is_narrow:
+                return self._sum(onto, Flow(values @ layer.input_rows, False))
+            return Flow(torch.addmm(onto.values, values, layer.input_rows), False)
+        read = raw and Flow(self._values(raw, layer, layer.pattern) @ layer.value_rows, False)
+        return self._sum(onto, self._after_norm(self._at(station, read), layer.norm1))
+
+    def _is_stop(self, station: int) -> bool:
+        """Whether anybody looks, begins or ends at a station."""
+        return self._watch is not None or station in self._pending or station in self._cuts.written
+
+    def _values(self, raw: Flow, layer: FrozenLayer, pattern: Tensor) -> Tensor:
+        """Back through the output projection and a held pattern, [entry, kv_head * d_head]."""
+        mixed = (raw.values @ layer.output_rows.T).unflatten(-1, layer.W_O.shape[:2])
+        through = self._spread if raw.is_narrow else self._mix
+        return through(mixed, pattern, layer.W_V.shape[0])
 
     def _spread(self, mixed: Tensor, pattern: Tensor, kv: int) -> Tensor:
         """Each row's own query position to every key: [row, head, d_head] to [entry, kv_head * d_head]."""

@@ -26,6 +26,7 @@ def test_a_record_gives_the_graph_back_to_the_bit(graph: AttributionGraph, tmp_p
         assert np.array_equal(back.cumulative, one.cumulative)
         assert (back.targets, back.supernodes, back.model) == (one.targets, one.supernodes, one.model)
         assert repr(back) == repr(one) and dict(back.settings) == dict(one.settings)
+        assert back.settings["bos"] == "given"  # the prompt is a list of ids
 
 
 def test_nodes_are_found_by_name_and_no_two_share_one(graph: AttributionGraph) -> None:

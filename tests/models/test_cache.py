@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import mechscope as ms
 from mechscope.models.opening import wrap
-from mechscope.records.files import save_tensors
+from mechscope.records.files import open_tensors, save_tensors
 from mechscope.vocabulary.errors import BadFile, ShapeError, SiteAfterStop, UnknownSite
 from small_models import biggest, direction, model_of, prompts
 from tiny_models import tiny
@@ -196,6 +197,16 @@ def test_a_cache_survives_saving(tmp_path: Path) -> None:
     assert "pattern.1" in again and "pattern.0" not in again
     patched = model.logits(prompts(), interventions=[ms.patch("z.1", again)])
     assert biggest(patched, model.logits(prompts(), interventions=[ms.patch("z.1", run)]), prompts()) < EXACT
+
+
+def test_a_saved_cache_says_what_was_done_about_the_beginning_of_sequence(tmp_path: Path) -> None:
+    model, path = model_of(), tmp_path / "run.safetensors"
+    cache = model.run(replace(prompts(), bos="removed"), capture=["z.1"]).cache
+    cache.save(path)
+    assert model.open_cache(path).tokens.bos == "removed"
+    tensors = open_tensors(path, "torch")
+    save_tensors(path, tensors)  # as it was before it was noted
+    assert model.open_cache(path).tokens.bos == "given" and "z.1" in model.open_cache(path)
 
 
 def test_a_file_that_is_no_cache_of_this_model_is_refused(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def attribution_graph(
         "left_out": list(places),
         "dictionaries": described(parts),
         "tokens": batch.row(0),
+        "bos": batch.bos,
     }
     return AttributionGraph(
         **graph,

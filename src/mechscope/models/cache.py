@@ -201,7 +201,8 @@ class Cache(Mapping[Site, Tensor]):
         from mechscope.records.files import save_tensors
 
         tensors = {str(site): tensor.detach().contiguous().cpu() for site, tensor in self._tensors.items()}
-        save_tensors(Path(path), tensors | {"tokens": self.tokens.ids, "n_pad": self.tokens.n_pad})
+        tokens = {"tokens": self.tokens.ids, "n_pad": self.tokens.n_pad}
+        save_tensors(Path(path), tensors | tokens, {"bos": self.tokens.bos})
 
     def _one_a_row(self, ids: Tensor | Sequence[int]) -> Tensor:
         found = torch.as_tensor(ids).reshape(-1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from mechscope.models.binding import Binding
 from mechscope.models.cache import Cache, Resources
 from mechscope.models.derived import Derivations, map_from_call, norm_scale, norm_weight
-from mechscope.models.inputs import TokenBatch
+from mechscope.models.inputs import Bos, TokenBatch
 from mechscope.models.limits import refuse_own_predictions
-from mechscope.records.files import open_tensors
+from mechscope.records.files import open_tensor_metadata, open_tensors
 from mechscope.vocabulary.errors import BadFile, EmptyPrompt
 from mechscope.vocabulary.sites import Site
 
@@ -93,7 +93,10 @@ def open_cache(model: "mechscope.models.model.Model", path: str | Path) -> Cache
             instead="a file that cache.save(path) wrote, opened with the model that ran",
         )
     tensors = {formed[name]: value for name, value in saved.items()}
-    return Cache(tensors, TokenBatch(ids, n_pad), cache_resources(model))
+    noted = open_tensor_metadata(path).get("bos")
+    # Files of before it was noted hold ids and nothing else.
+    bos: Bos = next((one for one in get_args(Bos) if one == noted), "given")
+    return Cache(tensors, TokenBatch(ids, n_pad, bos), cache_resources(model))
 
 
 def cache_resources(model: "mechscope.models.model.Model") -> Resources:

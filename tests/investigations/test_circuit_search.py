@@ -18,8 +18,13 @@ from mechscope.investigations.circuit_search import CircuitSearch, investigate_c
 def test_the_written_edges_are_found_and_their_claim_supported(tmp_path: Path) -> None:
     model = ms.load("induction")
     behavior = ms.behaviors.load("induction", model, n=240)
+    told: list[tuple[str, float]] = []
     found = investigate_circuit(
-        model, behavior, search=CircuitSearch(method="eap", n_edges=3, n_runs=3), ledger=tmp_path
+        model,
+        behavior,
+        search=CircuitSearch(method="eap", n_edges=3, n_runs=3, n_controls=2),
+        ledger=tmp_path,
+        progress=lambda what, share: told.append((what, share)),
     )
     found = replace(found, command="mechscope circuit ...")
     files = save_circuit_investigation(found, tmp_path / "out")
@@ -33,3 +38,9 @@ def test_the_written_edges_are_found_and_their_claim_supported(tmp_path: Path) -
     assert result["verdict"]["outcome"] == "supported"
     page = files["report.html"].read_text()
     assert "a1.11" in page and "Would other prompts" in page and "mechscope circuit ..." in page
+    beside = {test["name"]: test["outcome"] for test in result["verdict"]["checks"]["tests"]}
+    assert beside["sufficiency"] == beside["worst part removed"] == "holds"
+    assert [world["rank"] for world in result["verdict"]["checks"]["worlds"]] == [1, 1, 1]
+    assert "Beside the claim: other tests" in page and "where there is nothing to find" in page
+    assert any("recovers" in what for what, _ in told) and any("redrawn weights" in what for what, _ in told)
+    assert all(0 <= share <= 1 for _, share in told)

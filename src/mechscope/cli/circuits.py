@@ -1,6 +1,7 @@
 """`mechscope circuit`: the edges that carry a behaviour, evaluated and tested, as a report."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,9 @@ from mechscope.vocabulary.errors import BadCommand
 
 N_PAIRS = 240
 
+MOST_CONTROLS = 19
+"""Searches in a world where there is nothing to find: as many as can show p <= 0.05."""
+
 
 @app.command()
 def circuit(
@@ -37,7 +41,12 @@ def circuit(
     edges: Annotated[int, typer.Option("--edges", min=1, help="Edges at most.")] = 50,
     runs: Annotated[
         int,
-        typer.Option("--runs", min=0, help="Discoveries on resampled prompts, for stability; 0 for none."),
+        typer.Option(
+            "--runs",
+            min=0,
+            help="Searches on resampled prompts, and of these at most 19 in each world where there is nothing to "
+            "find; 0 for neither.",
+        ),
     ] = 100,
     n: PairCountOption = N_PAIRS,
     pairs: PairsOption = None,
@@ -57,27 +66,19 @@ def circuit(
     from mechscope.investigations.prompts import open_behavior
 
     loaded = open_behavior(behavior, opened, pairs=pairs, n=n, seed=seed)
-    words = [
-        "mechscope",
-        "circuit",
-        model,
-        behavior,
-        "--method",
-        method,
-        "--edges",
-        str(edges),
-        "--out",
-        str(out),
-    ]
     with bar() as tell:
         found = investigate_circuit(
             opened,
             loaded,
-            search=CircuitSearch(method=method, n_edges=edges, n_runs=runs, seed=seed),
+            search=CircuitSearch(
+                method=method, n_edges=edges, n_runs=runs, n_controls=min(runs, MOST_CONTROLS), seed=seed
+            ),
             ledger=out,
             progress=tell,
         )
-    found = replace(found, command=shlex.join(words))
+    options = {"--method": method, "--edges": edges, "--runs": runs, "--n": n, "--seed": seed}
+    options |= {"--pairs": pairs, "--dtype": dtype.value, "--device": device, "--out": out}
+    found = replace(found, command=_command(model, behavior, options))
     files = save_circuit_investigation(found, out)
     verdict, evaluation = found.record.verdict, found.evaluation
     shown = {
@@ -88,8 +89,20 @@ def circuit(
         "jaccard": None if found.stability is None else found.stability.jaccard,
         "stable edges": None if found.stability is None else len(found.stability.stable),
     }
+    beside = {} if verdict.checks is None else verdict.checks.outcomes
     if as_json:
-        emit({**shown, "files": {name: str(path) for name, path in files.items()}})
+        emit({**shown, "checks": beside, "files": {name: str(path) for name, path in files.items()}})
         return
     facts({name: f"{value:.3f}" if isinstance(value, float) else value for name, value in shown.items()})
+    if beside:
+        say("\nbeside the claim, deciding nothing:")
+        facts({f"  {name}": outcome for name, outcome in beside.items()})
     say(f"\n{files['report.html']}")
+
+
+def _command(model: str, behavior: str, options: Mapping[str, object]) -> str:
+    """How to ask for the same again: sizes and seed in full, so that no default of another version decides."""
+    given = {name: value for name, value in options.items() if value not in (None, "auto", "cpu")}
+    return shlex.join(
+        ["mechscope", "circuit", model, behavior, *(str(w) for pair in given.items() for w in pair)]
+    )

@@ -1,11 +1,13 @@
 """The report of a circuit: the verdict, the graph, what it carries, how stable it is, what was not shown."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mechscope.circuits.evaluation import CircuitEvaluation
 from mechscope.figures import Block, Bullets, Code, Lines, Prose, Report, Section, Table, Verdict
 from mechscope.figures.shown import number
+from mechscope.investigations.circuit_checks_section import controls_section, tests_section
 from mechscope.investigations.circuit_search import CircuitInvestigation
 from mechscope.investigations.circuit_section import HOW_TO_READ, N_EDGES_SHOWN, draw_circuit, edge_table
 from mechscope.investigations.claim_section import MEANING, claim_section, headline_figures
@@ -54,20 +56,66 @@ def build_circuit_report(found: CircuitInvestigation) -> Report:
         f"The circuit of {found.behavior.name} in {found.model_name}",
         subtitle="Which edges carry this behaviour, found on one set of prompts and tested on another.",
         verdict=head,
-        record={"claim": found.record.claim.id, "method": str(found.circuit.settings.get("method", ""))},
+        record=_record(found),
     )
+    report.add(_behavior(found))
     report.add(_graph(found))
     report.add(_measures(found))
     if found.stability is not None:
         report.add(_stability(found))
-    report.add(claim_section(found.record))
+    report.add(claim_section(found.record, sizes="those of every claim about a circuit"))
+    checks = found.record.verdict.checks
+    if checks is not None:
+        report.add(tests_section(checks))
+        controls = controls_section(checks)
+        if controls is not None:
+            report.add(controls)
     report.add(_not_shown(found))
     report.add(
         Section(
-            "How to run it again", [Code(found.command or "mechscope circuit MODEL BEHAVIOR", "This report")]
+            "How to run it again",
+            [
+                Code(found.command or "mechscope circuit MODEL BEHAVIOR", "This report"),
+                Code(
+                    f"mechscope claim verify {CLAIM}",
+                    "Recompute the claim and the tests beside it; exits 0 only if they come out the same",
+                ),
+            ],
         )
     )
     return report
+
+
+def _behavior(found: CircuitInvestigation) -> Section:
+    held_out, evaluation = found.record.verdict.held_out, found.evaluation
+    metric = str(evaluation.settings.get("metric", "metric")).replace("_", " ")
+    blocks: list[Block] = [
+        Prose(
+            "A prompt is **clean** when it asks for the answer, and **corrupt** when the one thing that decides it is "
+            f"changed, so that another answer is right. The metric is the {metric}: how much the model prefers the "
+            f"clean prompt's answer. The **gap** between clean and corrupt prompts, {held_out.gap} on held-out ones, "
+            "is what a circuit has to carry. Prompts about the same thing are one **unit**: intervals count units, "
+            "not prompts."
+        ),
+        Table(
+            ("clean prompt", "corrupt prompt", "answer", "foil"),
+            [tuple(cell.strip() or "–" for cell in row) for row in found.examples],
+            caption="Examples from the train split.",
+        ),
+    ]
+    return Section("The behaviour", blocks if found.examples else blocks[:1])
+
+
+def _record(found: CircuitInvestigation) -> dict[str, str]:
+    model, software = found.record.model, found.record.software.model_dump()
+    return {
+        "model": f"{model.name} ({model.family}, {model.dtype}), weights {model.weights_sha256[:16]}",
+        "data": f"held out {found.record.held_out.data_hash[:16]}, searched {str(found.circuit.data_sha256)[:16]}",
+        "claim": found.record.claim.id,
+        "method": str(found.circuit.settings.get("method", "")),
+        "seed": str(found.record.claim.seed),
+        "software": ", ".join(f"{name} {version}" for name, version in software.items() if version),
+    }
 
 
 def _graph(found: CircuitInvestigation) -> Section:
@@ -93,23 +141,39 @@ def _measures(found: CircuitInvestigation) -> Section:
         Table(
             ("", "edges", "faithfulness", "mean of ratios", "5% to 95% of pairs", "incompleteness"),
             rows,
-            caption=f"On {len(found.evaluation.values)} held-out pairs. Removed edges carry the value "
-            f'"{settings["ablation"]}", {settings["direction"]}. Faithfulness is a ratio of means with its 95% '
-            "interval over units; 1 is the model, 0 is no edge at all.",
+            caption=f"On {len(found.evaluation.values)} held-out pairs. {_removed(settings)} Faithfulness is a ratio "
+            "of means with its 95% interval over units; 1 is the model, 0 is no edge at all. The mean of ratios and "
+            "the quantiles take each pair by itself. Incompleteness is the largest difference between circuit and "
+            "model, of the gap, when some of the circuit's nodes are removed from both.",
         )
     ]
     if found.evaluation.edge_needs is not None:
         unneeded = found.evaluation.unneeded_edges
         blocks.append(
             Prose(
-                f"Taking away a single edge changes the metric by at least 1% of the gap, but for {len(unneeded)}."
+                f"{len(unneeded)} of its {len(found.circuit)} edges can be removed, each by itself, for less than 1% "
+                "of the gap: it is a faithful circuit, not a minimal one."
                 if unneeded
-                else "Taking away any single edge changes the metric by at least 1% of the gap."
+                else "Removing any single edge changes the metric by at least 1% of the gap."
             )
         )
     if found.curve is not None:
-        blocks.append(Lines(found.curve.labelled()))
+        blocks.append(
+            Lines(
+                found.curve.labelled(),
+                "The strongest edges by the size of their score, as shares of all edges; edges on no path from the "
+                "embedding to the logits are dropped, so that the fewest may carry nothing.",
+            )
+        )
     return Section("What it carries", blocks)
+
+
+def _removed(settings: Mapping[str, Any]) -> str:
+    """What removed edges carry, in words."""
+    if settings["direction"] == "denoising":
+        return "The circuit's edges carry the clean prompt's values, in a run of the corrupt one."
+    carried = {"resample": "the corrupt prompt's values", "mean": "their mean", "zero": "nothing"}
+    return f"Removed edges carry {carried.get(settings['ablation'], settings['ablation'])}."
 
 
 def _row(evaluation: CircuitEvaluation) -> tuple[Any, ...]:
@@ -127,6 +191,8 @@ def _stability(found: CircuitInvestigation) -> Section:
     stability = found.stability
     assert stability is not None
     low, high = stability.jaccard_interval
+    shares = {str(edge): share for edge, share in stability.top(stability.circuit.wiring.n_edges)}
+    top = [(str(edge), score) for edge, score in found.circuit.top(N_EDGES_SHOWN)]
     blocks: list[Block] = [
         Prose(
             f"The search was run again on {len(stability.sizes)} resamples of the train units. Two runs' circuits "
@@ -134,7 +200,9 @@ def _stability(found: CircuitInvestigation) -> Section:
             f"{len(stability.stable)} edges were found in at least {stability.share:.0%} of the runs."
         ),
         Table(
-            ("edge", "share of runs"), [(str(edge), share) for edge, share in stability.top(N_EDGES_SHOWN)]
+            ("edge", "score", "found in"),
+            [(name, score, f"{shares.get(name, 0.0):.0%}") for name, score in top],
+            caption=f"The {len(top)} strongest edges of the circuit, and the share of runs that found each.",
         ),
     ]
     return Section("Would other prompts give the same circuit?", blocks)

@@ -1,6 +1,7 @@
 """The circuit of a behaviour: found on train prompts and again on resamples, tested and described on held-out ones.
 
-The claim is frozen and tested before anything else is measured on held-out prompts.
+The claim is frozen and tested before anything else is measured on held-out prompts; what it is held against beside
+(`verdict.checks`) decides nothing.
 """
 
 from dataclasses import dataclass, field
@@ -13,10 +14,13 @@ from mechscope.circuits.discover import discover, remember
 from mechscope.circuits.evaluation import CircuitEvaluation, evaluate_circuits
 from mechscope.circuits.measures import Measures
 from mechscope.circuits.size_curve import SizeCurve, size_curve
+from mechscope.circuits.statistics.checks import CheckSettings
 from mechscope.circuits.statistics.resampling import Stability, measure_stability
+from mechscope.circuits.statistics.significance import TestSettings
 from mechscope.claims.claim import Claim
 from mechscope.claims.claim_file import ClaimRecord
-from mechscope.investigations.stages import Progress
+from mechscope.investigations.investigate import examples_of
+from mechscope.investigations.stages import Progress, Stages
 from mechscope.models.model import Model
 
 N_TRAIN = 48
@@ -34,12 +38,14 @@ class CircuitSearch:
         method: As in `ms.discover`.
         n_edges: Edges at most.
         n_runs: Discoveries on resampled units; 0 leaves stability out.
+        n_controls: Discoveries in each world without the mechanism; 0 leaves them out.
         seed: Of resamples and controls.
     """
 
     method: str = "eap-ig"
     n_edges: int = 50
     n_runs: int = 100
+    n_controls: int = 19
     seed: int = 0
 
 
@@ -57,6 +63,7 @@ class CircuitInvestigation:
         stable: Evaluation of the edges that keep being found; None without such edges.
         record: The tested claim.
         command: How to ask for it again.
+        examples: Some (clean, corrupt, answer, foil) as text.
     """
 
     model_name: str
@@ -68,6 +75,7 @@ class CircuitInvestigation:
     stable: CircuitEvaluation | None
     record: ClaimRecord
     command: str = field(default="")
+    examples: tuple[tuple[str, str, str, str], ...] = ()
 
 
 def investigate_circuit(
@@ -83,27 +91,31 @@ def investigate_circuit(
     Args:
         model: An open model.
         behavior: With train and held-out splits.
-        search: How; EAP-IG, 50 edges and 100 resamples by default.
+        search: How; EAP-IG, 50 edges, 100 resamples and 19 searches in each world without the mechanism by default.
         ledger: Folder of the ledger of held-out openings.
         progress: Told the stage and the share done.
 
     Raises:
         NotEnoughEvidence: the model does not show the behaviour, or nothing was found.
 
-    Cost: `n_runs` discoveries, and about 500 runs of held-out prompts under circuits.
+    Cost: `n_runs + 3 * n_controls` discoveries, and about 1,000 runs of held-out prompts under circuits.
     """
-    tell = progress or (lambda what, share: None)
+    stages = Stages(progress)
     search = search or CircuitSearch()
     train = behavior.train.select(range(min(N_TRAIN, len(behavior.train))))
 
     def find(split: Split) -> Circuit:
         return discover(model, split, method=search.method, n_edges=search.n_edges)
 
-    tell("looking for the circuit", 0.0)
+    stages.begin("looking for the circuit", 0.0, 0.03)
     circuit = remember(find(train), behavior)
-    tell("testing the claim on held-out prompts", 0.05)
-    record = Claim.about(circuit, seed=search.seed).examine(model, ledger=ledger, behaviors=[behavior])
-    tell("describing the circuit on held-out prompts", 0.45)
+    stages.begin("testing on held-out prompts", 0.03, 0.5)
+    checks = CheckSettings(
+        tests=TestSettings(seed=search.seed), n_controls=search.n_controls, n_search=N_TRAIN
+    )
+    claim = Claim.about(circuit, seed=search.seed)
+    record = claim.examine(model, ledger=ledger, behaviors=[behavior], checks=checks, progress=stages.tell)
+    stages.begin("describing the circuit on held-out prompts", 0.5, 0.6)
     held_out = behavior.held_out.select(range(min(N_EVALUATED, len(behavior.held_out))))
     evaluation = evaluate_circuits(model, [circuit], held_out, measures=Measures(seed=search.seed))[0]
     curve = None
@@ -111,12 +123,9 @@ def investigate_circuit(
         curve = size_curve(model, circuit, split=held_out, by="magnitude")
     stability = stable = None
     if search.n_runs:
+        stages.begin("searching on resampled prompts", 0.6, 0.99)
         stability = measure_stability(
-            train,
-            find,
-            n_runs=search.n_runs,
-            seed=search.seed,
-            progress=lambda what, done, total: tell(what, 0.55 + 0.4 * done / total),
+            train, find, n_runs=search.n_runs, seed=search.seed, progress=stages.tell
         )
         if len(stability.stable):
             few = Measures(parts=(), seed=search.seed)
@@ -130,4 +139,5 @@ def investigate_circuit(
         stability=stability,
         stable=stable,
         record=record,
+        examples=examples_of(model, behavior),
     )

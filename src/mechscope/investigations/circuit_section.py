@@ -98,7 +98,7 @@ def edge_table(circuit: Circuit, evaluation: CircuitEvaluation | None = None) ->
     if not needs:
         return Table(("edge", "score"), [(str(edge), score) for edge, score in top], caption=caption)
     rows = [(str(edge), score, f"{needs[str(edge)]:.1%}") for edge, score in top]
-    return Table(("edge", "score", "change of the gap without it alone"), rows, caption=caption)
+    return Table(("edge", "score", "change when it alone is removed, of the gap"), rows, caption=caption)
 
 
 def _sizes(part: EdgePart) -> list[Block]:

@@ -43,13 +43,20 @@ def _size(result: PredictionResult) -> str:
     return str(result.effect)
 
 
-def claim_section(record: ClaimRecord, *, about: str = "", beside: ClaimRecord | None = None) -> Section:
+def claim_section(
+    record: ClaimRecord,
+    *,
+    about: str = "",
+    beside: ClaimRecord | None = None,
+    sizes: str = "chosen on validation prompts",
+) -> Section:
     """What was predicted, what held-out prompts and controls said.
 
     Args:
         record: The tested claim.
         about: What it is about, where a report has several claims.
         beside: A claim that was frozen before the same opening.
+        sizes: Where the predicted sizes come from.
     """
     rows = [
         _forest_row(result, evidence)
@@ -57,7 +64,8 @@ def claim_section(record: ClaimRecord, *, about: str = "", beside: ClaimRecord |
         if result.effect is not None
     ]
     held_out = record.verdict.held_out
-    opened = f", opened {held_out.openings} time(s)" if held_out.openings else ""
+    times = "once" if held_out.openings == 1 else f"{held_out.openings} times"
+    opened = f", opened {times}" if held_out.openings else ""
     shared = ""
     if beside is not None:
         shared = (
@@ -66,8 +74,8 @@ def claim_section(record: ClaimRecord, *, about: str = "", beside: ClaimRecord |
         )
     blocks: list[Block] = [
         Prose(
-            f"Frozen before any held-out prompt was read: the mechanism, the predictions with their sizes (chosen on "
-            f"validation prompts), the control family ({record.claim.controls}) and the seed. Its hash is "
+            f"Frozen before any held-out prompt was read: the mechanism, the predictions with their sizes "
+            f"({sizes}), the control family ({record.claim.controls}) and the seed. Its hash is "
             f"`{record.claim.id[:16]}`. Tested on {held_out.n_prompts} held-out pairs in {held_out.n_units} units"
             f"{opened}; the clean-corrupt gap there is {held_out.gap}.{shared}"
         ),

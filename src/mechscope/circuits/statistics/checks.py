@@ -35,6 +35,9 @@ from mechscope.vocabulary.errors import NotEnoughEvidence, ShapeError
 
 Told = Callable[[str, int, int], None]
 
+SIZES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Shares of all edges at which searches are compared: beyond them circuits of any search are alike, and dear."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckSettings:
@@ -46,8 +49,9 @@ class CheckSettings:
         n_rounds: Of the search for the worst part.
         keeps: Share of the gap that is to be kept when a part of the complement is gone.
         n_controls: Draws of each world without the mechanism, in which the search is run again; 0 for none.
-        n_search: Train pairs that the search and the worst part are looked for on.
+        n_search: Train pairs that the search is run on.
         n_tested: Held-out pairs that all is measured on, the first ones.
+        n_worst: Train pairs that the worst part is looked for on.
     """
 
     tests: TestSettings = field(default_factory=TestSettings)
@@ -57,6 +61,7 @@ class CheckSettings:
     n_controls: int = 19
     n_search: int = 48
     n_tested: int = 100
+    n_worst: int = 24
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> "CheckSettings":
@@ -67,7 +72,7 @@ class CheckSettings:
     def __post_init__(self) -> None:
         if (
             self.n_controls < 0
-            or min(self.n_parts, self.n_search, self.n_tested) < 1
+            or min(self.n_parts, self.n_search, self.n_tested, self.n_worst) < 1
             or not 0 < self.keeps < 1
         ):
             raise ShapeError(
@@ -157,7 +162,8 @@ def _under_stress(
     search, test = splits
     conventions = Conventions()
     tell = None if progress is None else lambda done, total: progress("the worst part", done, total)
-    searched = CircuitRuns(model, search, conventions=conventions)
+    few = search.select(range(min(settings.n_worst, len(search))))
+    searched = CircuitRuns(model, few, conventions=conventions)
     with searched.hold():
         worst, _ = worst_part(searched, circuit, n_rounds=settings.n_rounds, progress=tell)
     _, parts = random_parts(circuit, settings.n_parts, seed=settings.tests.seed)
@@ -237,7 +243,12 @@ def _controls(
         return circuit if is_own else find(where, split)
 
     told = None if tell is None else lambda what, done, total: tell(f"searching with {what}", done, total)
-    chosen = ControlSettings(controls=tuple(worlds), n_draws=settings.n_controls, seed=settings.tests.seed)
+    chosen = ControlSettings(
+        controls=tuple(worlds),
+        n_draws=settings.n_controls,
+        fractions=SIZES,
+        seed=settings.tests.seed,
+    )
     try:
         found = control_discovery(model, splits, find=find_or_keep, settings=chosen, progress=told)
     except NotEnoughEvidence as refusal:

@@ -28,8 +28,8 @@ ROUND_OFF = 1e-5
 """Differences below this share of the metric's size are ties: float32 gives no sign to them."""
 
 BEATEN = {
-    "sufficiency": "random circuits that are further from the model than it is",
-    "necessity": "random circuits whose removal costs less than its own",
+    "sufficiency": "share of random circuits that are further from the model",
+    "necessity": "share of random circuits whose removal costs less",
 }
 """What is counted, by test."""
 
@@ -166,7 +166,7 @@ def equivalence(differences: np.ndarray, tolerance: float, level: float = 0.05) 
         p=p,
         passes=p > level,
         note=f"above the model on {above:g} of {n} units",
-        measured="units on which the circuit is above the model",
+        measured="share of units on which it is above the model",
         estimate=above / n,
         interval=share_interval(round(above), n),
         speaks_for=True,
@@ -294,7 +294,7 @@ def _minimality(edge_p: Mapping[str, float], settings: TestSettings) -> CircuitT
         p=max(edge_p.values()),
         passes=needed == len(edge_p),
         note=f"{needed} of {len(edge_p)} edges shown to matter more than random ones",
-        measured="its edges, each shown to matter more than random ones",
+        measured="share of its edges shown to matter more than random ones",
         estimate=needed / len(edge_p),
         level=settings.level,
     )

@@ -123,7 +123,7 @@ def investigate_circuit(
         curve = size_curve(model, circuit, split=held_out, by="magnitude")
     stability = stable = None
     if search.n_runs:
-        stages.begin("searching on resampled prompts", 0.6, 0.99)
+        stages.begin("searching on resampled prompts", 0.6, 0.99, part=1.0)
         stability = measure_stability(
             train, find, n_runs=search.n_runs, seed=search.seed, progress=stages.tell
         )

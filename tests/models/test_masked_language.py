@@ -13,6 +13,7 @@ from family_cases import opened, rows
 from mechscope.attribution.settings import NodeSettings
 from mechscope.dictionaries.evaluation.spec import EvaluationSettings
 from mechscope.engine.edge_runs.ablations import mean_of, zero
+from mechscope.features.relations import relations_of
 from mechscope.graphs.replacement import random_transcoders
 from mechscope.vocabulary.errors import NoNextToken, PointUnavailable
 from patching.drawn_pairs import random_pairs
@@ -117,6 +118,14 @@ def test_what_needs_a_stream_that_is_a_sum_is_refused_in_four_lines(what: str, f
     assert (
         all(label in text for label in ("  got:", "  because:", "  instead:")) and len(text.splitlines()) == 4
     )
+
+
+def test_a_latent_has_no_direct_effect_on_logits_where_no_path_is_linear() -> None:
+    said = {"n_neighbors": 3, "n_effects": 2, "norm_scale": 1.0}
+    for name, has_effects in (("bert", False), ("gpt2", True)):
+        model = opened(name)
+        found = relations_of(model, random_transcoders(model, 32, kind="sae")[0], **said)  # type: ignore
+        assert "decoder/latents" in found and ("top/tokens" in found) == has_effects
 
 
 def test_components_would_not_add_up() -> None:

@@ -2,8 +2,8 @@
 
 A session puts a *desk* at attention modules for the duration of a run; the function asks the module's desk.
 Where nobody reads or writes scores and patterns, the model's own implementation goes on computing, on its own mask,
-between our taps: reading costs nothing. Elsewhere ours computes, and forms maps only when they are wanted. The mask
-always comes from the library, so sliding windows need no knowledge here.
+between our taps: reading costs nothing. Elsewhere, and for families whose attention is an inner method, ours computes,
+and forms maps only when they are wanted. The mask comes from the library, so sliding windows need no knowledge here.
 """
 
 import sys

@@ -233,7 +233,8 @@ def _controls(
     search, test = splits
     worlds, left_out = list(CONTROLS), []
     try:
-        permuted_answers(test), permuted_answers(search)
+        for split in splits:
+            permuted_answers(split)
     except NotEnoughEvidence as refusal:
         worlds.remove("permuted answers")
         left_out.append(f"permuted answers: {_why(refusal)}")

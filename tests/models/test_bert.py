@@ -216,7 +216,7 @@ def test_the_causal_class_without_its_mask_is_the_masked_model() -> None:
     masked = tiny("bert")
     hf = BertLMHeadModel(masked.config).eval()  # type: ignore
     hf.load_state_dict(masked.state_dict())
-    model = wrap(hf)
+    model = wrap(hf, check=False)
     assert not model.binding.anatomy.is_causal and model.binding.anatomy.head.predicts == "own"
     with torch.no_grad():
         assert torch.equal(model.logits(rows()), wrap(masked, check=False).logits(rows()))

@@ -109,7 +109,7 @@ NEED_A_SUM: dict[str, Callable[[ms.Model], Any]] = {
 }
 
 
-@pytest.mark.parametrize("family", ["bert", "bert_decoder"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("bert_decoder", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("what", NEED_A_SUM)
 def test_what_needs_a_stream_that_is_a_sum_is_refused_in_four_lines(what: str, family: str) -> None:
     with pytest.raises(PointUnavailable, match="need a residual stream that is a sum") as refused:

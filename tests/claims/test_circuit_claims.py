@@ -75,7 +75,8 @@ def test_a_random_circuit_of_its_size_is_refuted(found) -> None:
 def test_a_refuted_circuit_fails_beside_too(compiled) -> None:
     model, circuit = compiled
     rival = random_circuits(circuit, 1, seed=2, avoiding=True)[0]
-    verdict = ms.Claim.about(rival).test(model, checks=FEW)
+    behavior = ms.behaviors.load("compiled/reverse", model, n=240)
+    verdict = ms.Claim.about(rival, behavior=behavior).test(model, checks=FEW)
     assert verdict.outcome == "refuted" and verdict.checks["sufficiency"].outcome == "not shown"
 
 

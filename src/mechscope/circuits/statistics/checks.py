@@ -230,7 +230,7 @@ def _controls(
     """The search again in worlds without the mechanism, beside this circuit; and what was left out."""
     if find is None:
         return None, ["the search where there is nothing to find: the circuit does not say how it was found"]
-    search, test = splits
+    search = splits[0]
     worlds, left_out = list(CONTROLS), []
     try:
         for split in splits:

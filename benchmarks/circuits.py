@@ -44,7 +44,9 @@ def acdc_line(limit_speedup: float, *, n_pairs: int) -> Line:
     threshold = SHARE * search.range
     found, slow = search.run(threshold), _one_edge_at_a_time(search, threshold)
     if part_without_a_tie(search, found, slow):
-        raise ArithmeticError("the decisions part from those of one edge at a time where there is no near tie")
+        raise ArithmeticError(
+            "the decisions part from those of one edge at a time where there is no near tie"
+        )
     hf, ids = random_model(SHAPE), split().clean.ids
 
     def forwards() -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from benchmarks.circuits import part_without_a_tie
+
 from mechscope.circuits.methods.acdc import Pruned
 
 SEARCH: Any = SimpleNamespace(order=np.array([3, 1, 0, 2]))

@@ -26,7 +26,8 @@ from mechscope.engine.naive import run_naively
 from mechscope.interventions.metrics import LogitDifference
 from mechscope.models.anatomy import Anatomy, Head, Part
 from mechscope.models.binding import Binding
-from mechscope.models.model import Identity, Model
+from mechscope.models.identity import Identity
+from mechscope.models.model import Model
 from mechscope.models.opening import describe, wrap
 from mechscope.models.self_check import check_model
 from mechscope.vocabulary.errors import PointUnavailable, UnsupportedModel

@@ -13,7 +13,8 @@ from family_cases import FAMILIES
 from mechscope.models import attention
 from mechscope.models.anatomy import Anatomy, Head, Part
 from mechscope.models.binding import Binding
-from mechscope.models.model import Identity, Model
+from mechscope.models.identity import Identity
+from mechscope.models.model import Model
 from mechscope.models.opening import describe, wrap
 from mechscope.models.self_check import Finding, check_model, refuse_if_failed
 from mechscope.vocabulary.errors import SelfCheckFailed

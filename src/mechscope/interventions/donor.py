@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechscope.interventions.intervention import Value
 from mechscope.models.cache import Cache
-from mechscope.models.model import Run
+from mechscope.models.run import Run
 from mechscope.models.writing import to_token_form
 from mechscope.vocabulary.errors import BadFile, InterventionMismatch, ShapeError
 from mechscope.vocabulary.protocols import Tokens

@@ -12,7 +12,7 @@ from mechscope.interventions.intervention import Intervention, Value, register_k
 from mechscope.interventions.subspace import move_inside, orthonormal
 from mechscope.interventions.widths import refuse_other_subspace, refuse_other_value
 from mechscope.models.cache import Cache
-from mechscope.models.model import Run
+from mechscope.models.run import Run
 from mechscope.vocabulary.errors import InterventionMismatch, NotSerializable, UnresolvedIntervention
 from mechscope.vocabulary.protocols import Facts, Tokens
 from mechscope.vocabulary.sites import Site

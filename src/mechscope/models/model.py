@@ -6,7 +6,6 @@ model refuses a second one instead of mixing two runs' hooks.
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ from mechscope.models.cache import Cache, Name
 from mechscope.models.extent import Extent, start_of
 from mechscope.models.fingerprinting import fingerprint_of, tokenizer_sha256_of
 from mechscope.models.frame import Frame
+from mechscope.models.identity import Identity
 from mechscope.models.inputs import Inputs, Reader, TokenBatch
 from mechscope.models.limits import refuse_own_predictions
 from mechscope.models.lock import held
 from mechscope.models.preparing import prepare_writes
+from mechscope.models.run import Run
 from mechscope.models.running import Order, forward
 from mechscope.models.splicing import links_of, writes_of
 from mechscope.models.weights import Weights
@@ -33,39 +34,6 @@ from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.vocabulary.errors import ShapeError, TrainingMode
 from mechscope.vocabulary.protocols import Write
 from mechscope.vocabulary.sites import Site
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one forward pass gave.
-
-    Args:
-        tokens: The batch that ran.
-        logits: [batch, pos, d_vocab]; None if the run stopped earlier.
-        cache: What was captured.
-    """
-
-    tokens: TokenBatch
-    logits: Float[Tensor, "batch pos d_vocab"] | None
-    cache: Cache
-
-    def __getitem__(self, name: Name) -> Tensor:
-        return self.cache[name]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Identity:
-    """What a record says about a model.
-
-    Args:
-        name: Id, folder or bundled name.
-        revision: Commit of the checkpoint where there is one.
-        calibration: Text whose residual norms set the unit of doses.
-    """
-
-    name: str
-    revision: str = ""
-    calibration: tuple[str, ...] = field(default=())
 
 
 class Model:

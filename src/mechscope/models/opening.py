@@ -14,7 +14,8 @@ from torch import nn
 
 from mechscope.models.anatomy import Anatomy, registered_families
 from mechscope.models.binding import Binding, anatomy_of
-from mechscope.models.model import Identity, Model
+from mechscope.models.identity import Identity
+from mechscope.models.model import Model
 from mechscope.models.self_check import check_model, refuse_if_failed
 from mechscope.models.structure import match_by_structure
 from mechscope.vocabulary.errors import (

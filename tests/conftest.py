@@ -17,8 +17,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two workers share two cores
 
-import jaxtyping
 import pytest
+
+import shape_checker
 
 ROOT = Path(__file__).resolve().parent.parent
 REFUSALS = ROOT / "tests" / "refusals"
@@ -44,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.stash[SHAPE_CHECKS]:
         if early := imported_early(list(sys.modules)):
             raise pytest.UsageError(f"{early} are imported before the shape checks: import in the fixtures")
-        jaxtyping.install_import_hook("mechscope", "shape_checker.checked")
+        shape_checker.install("mechscope")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -4,12 +4,15 @@ import ast
 import importlib
 import sys
 from pathlib import Path
+from typing import Literal
 
 import jaxtyping
 import pytest
+from beartype.roar import BeartypeCallHintParamViolation
 
 from conftest import imported_early
 from guards.tree import ROOT, listing
+from shape_checker import needs_shapes
 
 SAMPLE = """
 from dataclasses import dataclass
@@ -19,9 +22,21 @@ from jaxtyping import Float
 def halve(x: Float[np.ndarray, "batch 3"]) -> Float[np.ndarray, "batch 3"]:
     return x / 2
 
+def double(n: int) -> int:
+    return 2 * n
+
+def doubler():
+    def double_within(n: int) -> int:
+        return 2 * n
+    return double_within
+
 @dataclass
 class Grid:
     values: Float[np.ndarray, "row column"]
+
+@dataclass
+class Size:
+    n: int
 """
 
 
@@ -56,6 +71,31 @@ def test_a_wrong_shape_is_caught_in_functions_and_dataclasses(tmp_path: Path) ->
         module.Grid(np.ones(3))
 
 
+def test_a_wrong_type_is_caught_where_no_shape_is_named(tmp_path: Path) -> None:
+    module = sample_module(tmp_path, "type_canary")
+    assert module.double(2) == 4 and module.Size(2).n == 2
+    for call in (module.double, module.Size):
+        with pytest.raises(BeartypeCallHintParamViolation):
+            call("two")
+
+
+def test_functions_inside_functions_are_left_as_they_are(tmp_path: Path) -> None:
+    module = sample_module(tmp_path, "inner_canary")
+    assert module.doubler()("two") == "twotwo"
+    assert not hasattr(module.doubler(), "__wrapped__")
+
+
+def test_shapes_are_seen_wherever_an_annotation_names_them() -> None:
+    import numpy as np
+
+    def inside(a: dict[str, list[jaxtyping.Float[np.ndarray, "n"]]] | None) -> None: ...
+    def quoted(a: "int") -> None: ...
+    def within_quotes(a: list["int"]) -> None: ...
+    def plain(a: list[int], b: Literal["n"] = "n") -> None: ...
+
+    assert [needs_shapes(f) for f in (inside, quoted, within_quotes, plain)] == [True, True, True, False]
+
+
 def imports_at_top(source: str) -> set[str]:
     """The packages that a module imports when it is imported itself, the standard library's left out."""
     found = set()
@@ -72,7 +112,7 @@ def test_no_conftest_imports_the_package_before_the_hook_stands() -> None:
     problems = [
         f"{path.relative_to(ROOT)}: {', '.join(early)}"
         for path in sorted((ROOT / "tests").rglob("conftest.py"))
-        if (early := sorted(imports_at_top(path.read_text()) - {"pytest", "jaxtyping"}))
+        if (early := sorted(imports_at_top(path.read_text()) - {"pytest", "shape_checker"}))
     ]
     assert not problems, listing(problems)
 

@@ -44,6 +44,23 @@ def test_nodes_with_parts_and_positions_read_back(name: str) -> None:
     assert str(Node.parse(name)) == name
 
 
+@pytest.mark.parametrize(
+    "name", ["resid_post.2:417", "mlp_out.0:error", "z.1:5@3", "attn_out.2", "z.0:error@-1"]
+)
+def test_latents_and_errors_of_sites_are_nodes(name: str) -> None:
+    node = Node.parse(name)
+    assert str(node) == name and node.point == name.split(".")[0]
+    assert node.kind == ("error" if "error" in name else "latent")
+
+
+@pytest.mark.parametrize(
+    "name", ["resid.2:3", "resid_post:3", "h3.4", "m3:error", "resid_post.2:x", "embed:error"]
+)
+def test_a_node_of_another_form_is_refused(name: str) -> None:
+    with pytest.raises(UnknownEdge, match="not the name of a node"):
+        Node.parse(name)
+
+
 @pytest.mark.parametrize("name", ["", "a3", "h3.4", "a1.0->a2.0", "m0->m1.q", "a1.0-a2.0.q", "a1.0->a2.0.x"])
 def test_another_form_is_refused(name: str) -> None:
     with pytest.raises(UnknownEdge):

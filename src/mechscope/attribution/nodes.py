@@ -17,8 +17,9 @@ from mechscope.attribution.linearization import Linearization, plain, relp
 from mechscope.attribution.node_cells import by_component, cells_of, difference
 from mechscope.attribution.node_scores import NodeScores
 from mechscope.attribution.passes import Pass, Request, refuse_flat_metric, run_backward, run_plain
+from mechscope.attribution.paths import Paths
 from mechscope.attribution.query_key import key_effects, query_effects
-from mechscope.attribution.settings import Direction, NodeSettings, refuse_unknown, steps_of
+from mechscope.attribution.settings import Direction, NodeSettings, refuse_unknown
 from mechscope.attribution.verification import Verified, verify
 from mechscope.engine.cells import Layout, lay_out
 from mechscope.engine.pairs import Pairs, hash_of_prompts, metric_facts, refuse_unless_pairs
@@ -183,45 +184,28 @@ class _Scoring:
         corrupt, clean = (own, given) if self.is_noising is False else (given, own)
         passes: list[Pass] = []
         out: list[Tensor] = []
+        paths = Paths(
+            model=self.model,
+            prompts=self.recipient,
+            metric=self.block.metric,
+            steps=self.settings.steps,
+            rule=self.settings.rule,
+            linearization=self.linearization,
+            n_at_once=self.block.n_at_once,
+        )
         for site, start in zip(sites, arriving, strict=True):
             change = difference(given[site], own[site])
-            mean = torch.zeros_like(change)
-            for places, weights in self._steps():
-                n = len(places)
-                path = _between(corrupt[site], clean[site], places)
-                first = None if not site.layer else (site.layer, _copies(own[start], n))
-                request = Request(
-                    at=(site,), writers={site: lambda _, path=path: path}, start=first, n_copies=n
-                )
-                found = self._backward(request, may_be_flat=True)
-                passes.append(found)
-                steps = found.gradients[site].unflatten(0, (n, -1))
-                mean += torch.tensordot(weights.to(steps), steps, dims=1)
+            mean, found = paths.gradient(site, (corrupt[site], clean[site]), own[start])
+            passes += found
             out.append(cells_of(by_component(change * mean, site), self.layout, self.block.masks))
         refuse_flat_metric(self.block.metric, passes)
         return torch.stack(out)
 
-    def _steps(self) -> Any:
-        places, weights = steps_of(self.settings.steps, self.settings.rule)
-        n = max(1, self.block.n_at_once // len(self.block.clean))
-        return zip(places.split(n), weights.split(n), strict=True)
-
-    def _backward(self, request: Request, *, may_be_flat: bool = False) -> Pass:
+    def _backward(self, request: Request) -> Pass:
         request = replace(request, linearization=self.linearization)
         found = run_backward(self.model, self.recipient, self.block.metric, request)
-        if not may_be_flat:
-            refuse_flat_metric(self.block.metric, [found])
+        refuse_flat_metric(self.block.metric, [found])
         return found
-
-
-def _between(corrupt: Tensor, clean: Tensor, places: Tensor) -> Tensor:
-    steps = places.to(corrupt).reshape(-1, *[1] * corrupt.ndim)
-    both = corrupt + steps * torch.where(torch.isfinite(corrupt), clean - corrupt, 0.0)
-    return both.flatten(0, 1).requires_grad_()
-
-
-def _copies(value: Tensor, n: int) -> Tensor:
-    return value.repeat(n, *[1] * (value.ndim - 1)).requires_grad_()
 
 
 def _result(

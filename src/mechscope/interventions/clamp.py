@@ -5,15 +5,16 @@ earlier than it acts: what it lacks to the wanted value is kept token by token o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mechscope.interventions.intervention import Intervention, register_kind
+from mechscope.interventions.token_memory import TokenMemory
 from mechscope.models.splicing import FittedCodec, joined_values, part_written
-from mechscope.vocabulary.errors import InterventionMismatch, NotSerializable, SiteAfterStop
+from mechscope.vocabulary.errors import InterventionMismatch, NotSerializable
 from mechscope.vocabulary.protocols import Codec, Facts, Tokens, Write
 from mechscope.vocabulary.sites import Site
 from mechscope.vocabulary.where import Phase, Where
@@ -64,9 +65,6 @@ class Clamp(Intervention):
 class HeldLatent:
     """A clamp in one run, of a latent that reads and acts at several sites; satisfies `Write`.
 
-    Tokens are known by row and column, so that a packed replay, which computes only what changed, finds what the base
-    run told about the others.
-
     Args:
         clamp: What to do.
         ends: Where the latent reads and writes.
@@ -78,8 +76,9 @@ class HeldLatent:
         codec = clamp.dictionary
         needs_values = not isinstance(codec, FittedCodec) or codec.needs_values
         self._keeps_values = needs_values or len(self._reads) > 1
-        self._heard: dict[Site, _Memory] = {site: _Memory() for site in self._reads}
-        self._lacks, self._n_latents = _Memory(), 0
+        said = f"feature {clamp.feature}, clamped at {clamp.at}"
+        self._heard = {site: TokenMemory(said) for site in self._reads}
+        self._lacks, self._n_latents = TokenMemory(said), 0
 
     def prepare(self, facts: Facts, sites: Sequence[Site]) -> Write:
         return self
@@ -100,7 +99,7 @@ class HeldLatent:
 
     def _moved(self, value: Tensor, tokens: Tokens) -> Tensor:
         """What the latent writes too little, at this site; decoders are linear in the codes."""
-        codec, lacks = self._clamp.dictionary, self._lacks.of(tokens, self._clamp)
+        codec, lacks = self._clamp.dictionary, self._lacks.of(tokens)
         if self._keeps_values:
             codes = lacks.new_zeros(len(lacks), self._n_latents)
             codes[:, self._clamp.feature] = lacks
@@ -114,41 +113,7 @@ class HeldLatent:
         return part_written(codec, written, tokens.site).reshape(value.shape).to(value)
 
     def _values(self, tokens: Tokens) -> dict[Site, Tensor]:
-        return {site: memory.of(tokens, self._clamp) for site, memory in self._heard.items()}
-
-
-@dataclass
-class _Memory:
-    """Values of tokens, by row and column; a token that is computed again takes the place of what it was."""
-
-    table: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-
-    def put(self, tokens: Tokens, values: Tensor) -> None:
-        rows, columns = tokens.rows.to(values.device), tokens.columns.to(values.device)
-        table = self.table.detach().to(values)
-        n_rows = max(len(table), int(rows.max()) + 1)
-        n_columns = max(table.shape[1] if table.numel() else 0, tokens.n_columns)
-        if (n_rows, n_columns) != tuple(table.shape[:2]):
-            grown = values.new_full((n_rows, n_columns, *values.shape[1:]), torch.nan)
-            if table.numel():
-                grown[: len(table), : table.shape[1]] = table
-            table = grown
-        self.table = table.index_put((rows, columns), values)
-
-    def of(self, tokens: Tokens, clamp: Clamp) -> Tensor:
-        """Values of tokens.
-
-        Raises:
-            SiteAfterStop: the latent's input was not computed in this run.
-        """
-        if self.table.numel() == 0:
-            raise SiteAfterStop(
-                "The clamped latent's input is not computed in this run.",
-                got=f"feature {clamp.feature}, clamped at {clamp.at}",
-                because="the run starts behind it",
-                instead="a run that starts earlier",
-            )
-        return self.table[tokens.rows.to(self.table.device), tokens.columns.to(self.table.device)]
+        return {site: memory.of(tokens) for site, memory in self._heard.items()}
 
 
 def ends_of(dictionary: Codec, feature: int) -> Ends:

@@ -3,8 +3,9 @@
 A *node* writes to the residual stream (the embedding, a head, an MLP) or reads it last (the logits). An *edge*
 is what one node's output adds to what another node reads, before the reader's norm. `Wiring` enumerates them.
 Names: `embed`, `a3.4` (head 4 of layer 3), `m3`, `logits`; `kv3.1` is the key/value head 1 of layer 3 where
-several query heads share it; a part of a node is `m3:17` (neuron, latent or expert 17 of it), a node at one
-position `a3.4@7`. Edges: `a2.1->a3.4.q`, `embed->m0`, `m1->logits`. Pure data: imports no torch.
+several query heads share it; a part of a node is `m3:17` (neuron or expert 17 of it), a node at one position
+`a3.4@7`. Latents of a dictionary are nodes at the site that it writes: `resid_post.2:417`; what it leaves over there
+is `resid_post.2:error`. Edges: `a2.1->a3.4.q`, `embed->m0`, `m1->logits`. Pure data: imports no torch.
 """
 
 import re
@@ -14,14 +15,16 @@ from functools import cached_property
 from typing import Literal, cast
 
 from mechscope.vocabulary.errors import UnknownEdge
+from mechscope.vocabulary.points import POINTS
 
-NodeKind = Literal["embed", "head", "kv", "mlp", "logits"]
+NodeKind = Literal["embed", "head", "kv", "mlp", "logits", "latent", "error"]
 Input = Literal["q", "k", "v", ""]
 
 _QUERY: Input = "q"
 _WHOLE: Input = ""
 _KEYS_AND_VALUES: tuple[Input, Input] = ("k", "v")
 _NODE = re.compile(r"(embed|logits|a\d+\.\d+|kv\d+\.\d+|m\d+)(?::(\d+))?(?:@(-?\d+))?")
+_OF_DICTIONARY = re.compile(r"([a-z]\w*)\.(\d+)(?::(\d+|error))?(?:@(-?\d+))?")
 _EDGE = re.compile(r"(\S+)->(\S+?)(?:\.([qkv]))?")
 
 
@@ -30,11 +33,13 @@ class Node:
     """One part of the model that writes to the residual stream or reads it.
 
     Args:
-        kind: "kv" only reads: it is a key/value head that several query heads share.
+        kind: "kv" only reads: it is a key/value head that several query heads share. "latent" and "error" are what a
+            dictionary explains of a site, and what it leaves over.
         layer: None for the embedding and the logits.
         head: Query head, or key/value head for "kv".
-        unit: A neuron, latent or expert of an MLP; None is all of it.
+        unit: A neuron or expert of an MLP, a latent of a site's dictionary; None is all of it.
         position: One position of the prompt; None is all of them.
+        point: Of latents and errors: "resid_post".
     """
 
     kind: NodeKind
@@ -42,6 +47,7 @@ class Node:
     head: int | None = None
     unit: int | None = None
     position: int | None = None
+    point: str = ""
 
     def __str__(self) -> str:
         match self.kind:
@@ -51,6 +57,8 @@ class Node:
                 name = f"kv{self.layer}.{self.head}"
             case "mlp":
                 name = f"m{self.layer}"
+            case "latent" | "error":
+                name = f"{self.point}.{self.layer}" + (":error" if self.kind == "error" else "")
             case _:
                 name = self.kind
         unit = "" if self.unit is None else f":{self.unit}"
@@ -67,12 +75,7 @@ class Node:
             return name
         match = _NODE.fullmatch(name)
         if match is None:
-            raise UnknownEdge(
-                f'"{name}" is not the name of a node.',
-                got=name,
-                because="a node is embed, logits, a head or an MLP",
-                instead='"a3.4" (head 4 of layer 3), "m3" (its MLP), "embed", "logits"',
-            )
+            return cls._parse_latent(name)
         word, unit, position = match.groups()
         rest = {
             "unit": None if unit is None else int(unit),
@@ -85,6 +88,25 @@ class Node:
         kind = "kv" if word.startswith("kv") else "head"
         layer, head = word.lstrip("akv").split(".")
         return cls(kind=kind, layer=int(layer), head=int(head), **rest)
+
+    @classmethod
+    def _parse_latent(cls, name: str) -> "Node":
+        match = _OF_DICTIONARY.fullmatch(name)
+        if match is None or match[1] not in POINTS:
+            raise UnknownEdge(
+                f'"{name}" is not the name of a node.',
+                got=name,
+                because="a node is embed, logits, a head, an MLP, or a latent or the error of a site",
+                instead='"a3.4" (head 4 of layer 3), "m3" (its MLP), "embed", "logits", "resid_post.2:417"',
+            )
+        point, layer, unit, position = match.groups()
+        return cls(
+            kind="error" if unit == "error" else "latent",
+            point=point,
+            layer=int(layer),
+            unit=None if unit in (None, "error") else int(unit),
+            position=None if position is None else int(position),
+        )
 
     @property
     def whole(self) -> "Node":

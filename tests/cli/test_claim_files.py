@@ -26,12 +26,12 @@ def model() -> Model:
     return opening.load("induction")
 
 
-def claim_about(behavior: Any) -> Claim:
+def claim_about(behavior: Any, head: tuple[int, int] = INDUCTION) -> Claim:
     """One of the true heads; its 15 neighbours are the controls, so the test is quick and cannot gate."""
     return Claim(
         "The induction head carries it",
         behavior=behavior,
-        mechanism=Components((INDUCTION,)),
+        mechanism=Components((head,)),
         predictions=[lowers(0.5, unit="gap", how="corrupt"), recovers(0.5)],
     )
 
@@ -53,7 +53,7 @@ def file(tested: Path, tmp_path: Path) -> Path:
 
 
 def test_a_claim_is_shown_without_a_model(shell: Shell, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechscope.cli.claims.open_model", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr("mechscope.cli.claims.open_recorded", lambda *_, **__: pytest.fail("opened"))
     done = shell("claim", "show", file)
     assert done.code == 0
     assert "INCONCLUSIVE: The induction head carries it" in done.out and "head 1.11" in done.out
@@ -68,6 +68,25 @@ def test_a_claim_is_reproduced_bit_for_bit_from_its_file_alone(shell: Shell, fil
     assert done.json["reproduced"] is True and done.json["differences"] == []
     assert Ledger(file.parent).openings(ClaimRecord.load(file).held_out.data_hash) == 0, "it does not count"
     assert shell("claim", "verify", file).out.startswith("reproduced")
+
+
+COMPILED = "compiled/symbolic_ioi"
+
+
+@pytest.mark.parametrize("recorded", [COMPILED, "symbolic_ioi"])
+def test_a_claim_about_a_compiled_specimen_names_it_so_that_it_opens_again(
+    shell: Shell, tmp_path: Path, recorded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also from a file of the versions that recorded the last part of the name only."""
+    model, path = opening.load(COMPILED), tmp_path / "claim.json"
+    assert model.fingerprint.name == COMPILED
+    monkeypatch.setitem(vars(model), "fingerprint", model.fingerprint.model_copy(update={"name": recorded}))
+    claim_about(load(COMPILED, model, n=60), head=(0, 0)).examine(model).save(path)
+    assert ClaimRecord.load(path).model.name == recorded
+    done = shell("claim", "verify", path, "--exact", "--json")
+    assert done.code == 0 and done.json["reproduced"], done
+    monkeypatch.setattr(opening, "name_to_open", lambda name: name)
+    assert is_refusal(shell("claim", "verify", path), "NotAModel") is (recorded != COMPILED)
 
 
 def test_another_model_does_not_reproduce_it(shell: Shell, file: Path, tmp_path: Path) -> None:
@@ -106,7 +125,7 @@ def edited(change: Callable[[dict[str, Any]], None], file: Path) -> Path:
 def test_an_edited_claim_file_is_refused_before_a_model_is_opened(
     shell: Shell, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mechscope.cli.claims.open_model", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr("mechscope.cli.claims.open_recorded", lambda *_, **__: pytest.fail("opened"))
     edited(lambda plain: plain["verdict"].update(outcome="supported"), file)
     for command in ("verify", "show", "test"):
         assert is_refusal(shell("claim", command, file), "ClaimEdited")

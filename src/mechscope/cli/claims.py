@@ -13,7 +13,7 @@ from mechscope.cli.application import (
     RecordedPairsOption,
     claim_app,
 )
-from mechscope.cli.opening import open_model
+from mechscope.cli.opening import open_recorded
 from mechscope.cli.terminal import bar, by_rows, emit, facts, say
 from mechscope.vocabulary.errors import BadClaim, BadCommand, NotReproduced
 
@@ -70,7 +70,7 @@ def verify(
             because="there is no result to compare with",
             instead=f"mechscope claim test {file} --model MODEL --out TESTED.json",
         )
-    opened = open_model(model or record.model.name, dtype=record.model.dtype, device=device)
+    opened = open_recorded(model, record.model.name, dtype=record.model.dtype, device=device)
     with bar() as tell:
         try:
             differences = verify_record(
@@ -104,15 +104,15 @@ def test_again(
     from mechscope.investigations.reproducing import find_pairs, open_claim, retest
 
     claim, record = open_claim(file)
-    name = model or (None if record is None else record.model.name)
-    if name is None:
+    if model is None and record is None:
         raise BadCommand(
             "The claim does not say of which model.",
             got=str(file),
             because="a claim that was not tested yet holds no model",
             instead="--model MODEL",
         )
-    opened = open_model(name, dtype="auto" if record is None else record.model.dtype, device=device)
+    known = ("", "auto") if record is None else (record.model.name, record.model.dtype)
+    opened = open_recorded(model, known[0], dtype=known[1], device=device)
     with bar() as tell:
         tested = retest(
             claim,

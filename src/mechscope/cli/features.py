@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mechscope.cli.application import DeviceOption, Dtype, DtypeOption, JsonOption, app
-from mechscope.cli.opening import open_model
+from mechscope.cli.opening import open_model, open_recorded
 from mechscope.cli.terminal import bar, emit, facts, say, table
 from mechscope.vocabulary.errors import BadCommand
 
@@ -56,9 +56,8 @@ def features(
 
         index = open_index(place, labels=labels)
         if run and search is not None:
-            index = index.attached(
-                open_model(str(index.manifest.origin.model["name"]), dtype=dtype.value, device=device)
-            )
+            recorded = str(index.manifest.origin.model["name"])
+            index = index.attached(open_recorded(None, recorded, dtype=dtype.value, device=device))
     if latent is not None:
         if label is not None:
             index.label(latent, label)

@@ -24,6 +24,13 @@ def open_model(name: str, *, dtype: str = "auto", device: str = "cpu", check: bo
     return load(name, dtype=dtype, device=device, check=check)
 
 
+def open_recorded(asked: str | None, recorded: str, *, dtype: str = "auto", device: str = "cpu") -> "Model":
+    """Open the model that was asked for, or the one that a record names."""
+    from mechscope.models.opening import name_to_open
+
+    return open_model(asked or name_to_open(recorded), dtype=dtype, device=device)
+
+
 @app.command("open")
 def show_model(
     model: ModelArgument,

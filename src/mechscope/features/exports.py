@@ -37,14 +37,14 @@ def export_neuronpedia(
         index: Open.
         folder: Gets `{model_id}/{source_id}/...`.
         source_set: Name of the set of dictionaries: "mechscope-res"; the source is "{layer}-{source_set}".
-        model_id: As Neuronpedia knows the model; the index's own name by default.
+        model_id: As Neuronpedia knows the model; the last part of the index's own name by default.
         creator: Who made it.
         latents: Which; all by default.
 
     Returns:
         The folder of the source.
     """
-    model_id = model_id or str(index.manifest.origin.model["name"]).replace("/", "_")
+    model_id = model_id or str(index.manifest.origin.model["name"]).rsplit("/", 1)[-1]
     layer = _layer(index)
     source_id, here = f"{layer}-{source_set}", Path(folder) / model_id / f"{layer}-{source_set}"
     common = {"creatorId": creator, "createdAt": now()}

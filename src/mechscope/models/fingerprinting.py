@@ -22,7 +22,7 @@ def fingerprint_of(hf: nn.Module, *, name: str, family: str, revision: str, dtyp
         if key not in _NOT_WIRING
     }
     return ModelFingerprint(
-        name=name.rstrip("/").rsplit("/", 1)[-1],
+        name=name,
         family=family,
         revision=revision,
         dtype=dtype,

@@ -114,7 +114,7 @@ class Model:
         """Which weights, in which precision; computed once, so weights must not be changed behind our back."""
         return fingerprint_of(
             self.hf,
-            name=self.identity.name,
+            name=self.identity.on_record,
             family=self.binding.anatomy.family,
             revision=self.identity.revision,
             dtype=str(self.dtype).removeprefix("torch."),

@@ -63,9 +63,8 @@ def load(
 
     Cost: reading the weights, and a few forward passes on a probe of a dozen tokens.
     """
-    folder = BUNDLED / str(name)
-    is_bundled = folder.is_dir()
-    source = str(folder if is_bundled else name)
+    is_bundled = str(name) in bundled_names()  # a path joined to BUNDLED may lie anywhere
+    source = str(BUNDLED / str(name) if is_bundled else name)
     refuse_unless_openable(source)
     if device_map is not None and find_spec("accelerate") is None:
         raise OptionalPackageMissing(
@@ -106,7 +105,12 @@ def load(
         hf = hf.to(device=device)  # pyright: ignore[reportCallIssue] - the wrapper's type keeps `self`
     hf.eval()
     tokenizer = _tokenizer(source, revision, trust_remote_code)
-    identity = Identity(name=str(name), revision=revision or "", calibration=_calibration(folder))
+    identity = Identity(
+        name=str(name),
+        revision=revision or "",
+        calibration=_calibration(Path(source)),
+        is_folder=not is_bundled and Path(source).exists(),
+    )
     return _open(hf, tokenizer, identity, check=check)
 
 
@@ -131,7 +135,8 @@ def wrap(hf_model: nn.Module, tokenizer: Any = None, *, name: str | None = None,
             because="it has no configuration to find its parts by",
             instead="ms.load(id_or_folder), or AutoModelForCausalLM.from_pretrained(...)",
         )
-    return _open(hf_model, tokenizer, Identity(name=name or type(hf_model).__name__), check=check)
+    called = name or type(hf_model).__name__
+    return _open(hf_model, tokenizer, Identity(name=called, is_folder=Path(called).is_dir()), check=check)
 
 
 def _class_for(source: str, revision: str | None, trust_remote_code: bool) -> Any:
@@ -159,6 +164,18 @@ def _refuse_drawn_weights(hf: nn.Module, missing: Iterable[str], name: str) -> N
 def bundled_names() -> list[str]:
     """Names of the specimens that ship with the package."""
     return sorted(path.parent.relative_to(BUNDLED).as_posix() for path in BUNDLED.rglob("config.json"))
+
+
+def name_to_open(recorded: str) -> str:
+    """What opens the model that a record names: the name itself, or the bundled specimen whose last part it is.
+
+    Versions up to 0.1.0 recorded "compiled/reverse" as "reverse".
+    """
+    names = bundled_names()
+    if recorded in names or Path(recorded).exists():
+        return recorded
+    fitting = [name for name in names if name.rsplit("/", 1)[-1] == recorded]
+    return fitting[0] if len(fitting) == 1 else recorded
 
 
 def refuse_unless_openable(source: str) -> None:

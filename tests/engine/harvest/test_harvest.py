@@ -1,6 +1,7 @@
 """Harvesting: the numbers of one forward by hand, the same stream after an interruption, stores that notice."""
 
 import errno
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -108,6 +109,17 @@ def test_a_store_gives_the_blocks_back_and_resumes(tmp_path: Path) -> None:
             torch.equal(whole.block(index)[site], value) for site, value in source.block(index).items()
         )
         assert torch.equal(whole.tokens_of(index)["row"], source.tokens_of(index)["row"])
+
+
+def test_a_store_resumes_under_another_name_of_the_same_weights(tmp_path: Path) -> None:
+    save_activations(blocks(), tmp_path, stop_after=1)
+    manifest = tmp_path / "manifest.json"
+    plain = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**plain, "model": {**plain["model"], "name": "last-part"}}))
+    assert save_activations(blocks(), tmp_path).manifest.is_complete
+    manifest.write_text(json.dumps({**plain, "model": {**plain["model"], "weights_sha256": "0" * 64}}))
+    with pytest.raises(BadFile, match="something else"):
+        save_activations(blocks(), tmp_path)
 
 
 def test_a_store_behind_fsspec_is_the_same() -> None:

@@ -9,7 +9,7 @@ import torch
 import mechscope
 from mechscope import behaviors
 from mechscope.models.native import NativeForCausalLM
-from mechscope.models.opening import bundled_names, load
+from mechscope.models.opening import bundled_names, load, name_to_open
 from mechscope.records.files import open_json, sha256_of
 from mechscope.specimens.compiled import (
     PROGRAMS,
@@ -192,6 +192,7 @@ def test_every_program_is_bundled_as_it_compiles_and_its_card_tells_the_truth(co
     name = compiled.program.name
     model = load(f"compiled/{name}")
     assert f"compiled/{name}" in bundled_names()
+    assert name_to_open(model.fingerprint.name) == name_to_open(name) == model.fingerprint.name
     for key, value in model.hf.state_dict().items():
         assert torch.equal(value, compiled.network.state_dict()[key]), key
     card = open_json(BUNDLED / name / "card.json")

@@ -197,8 +197,10 @@ def _resumed(place: Place, wanted: Manifest) -> Manifest:
     if not place.has(MANIFEST):
         return wanted
     found = read_manifest(place)
-    # The same tokens are the same harvest, however they came by their first one; the first note stands.
-    if (bare := replace(found, shards=(), bos=wanted.bos)) != wanted:
+    # The same tokens are the same harvest, however they came by their first one; the first note stands. So are the
+    # same weights, however they were called.
+    model = {**found.model, "name": wanted.model["name"]}
+    if (bare := replace(found, shards=(), bos=wanted.bos, model=model)) != wanted:
         differing = [name for name in asdict(bare) if getattr(bare, name) != getattr(wanted, name)]
         raise BadFile(
             f"{place} holds a harvest of something else.",

@@ -30,7 +30,7 @@ def graph_to_json(
     Args:
         graph: Best pruned: front ends draw what they are given.
         slug: The graph's name in the front end.
-        scan: The model's id there ("gemma-2-2b"); by default the model's own name.
+        scan: The model's id there ("gemma-2-2b"); by default the last part of the model's own name.
         labels: What latents are taken to mean, by node name.
         node_threshold: Where the front end's slider starts.
 
@@ -40,7 +40,7 @@ def graph_to_json(
     nodes = graph.nodes
     ids = _ids(graph)
     shift = _shift(graph)
-    name = graph.model.name if graph.model else ""
+    name = graph.model.name.rsplit("/", 1)[-1] if graph.model else ""
     metadata = {
         "slug": slug,
         "scan": scan or name,

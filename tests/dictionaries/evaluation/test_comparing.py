@@ -8,15 +8,16 @@ from torch import Tensor
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.evaluation.splitting import feature_tree
 from mechscope.dictionaries.evaluation.stability import match_latents, seed_stability
-from mechscope.dictionaries.settings import Gate, sae_settings
+from mechscope.dictionaries.settings import Gate, Source, sae_settings
 from mechscope.vocabulary.errors import DictionaryMismatch, NotEnoughEvidence
 
 D, F = 24, 30
 
 
-def with_rows(rows: Tensor) -> Dictionary:
+def with_rows(rows: Tensor, bos: bool | None = None) -> Dictionary:
     n, d = rows.shape
-    settings = sae_settings("resid_post.1", width=d, n_latents=n, gate=Gate(rule="relu"))
+    source = Source(bos=bos)
+    settings = sae_settings("resid_post.1", width=d, n_latents=n, gate=Gate(rule="relu"), source=source)
     tensors = {
         "W_enc": rows.T.clone(),
         "b_enc": torch.zeros(n).to(rows),
@@ -90,6 +91,14 @@ def test_split_kept_lost_and_new_latents_are_told_apart() -> None:
     assert shares["split"] == pytest.approx(1 / 6)
     assert shares["lost"] == pytest.approx(1 / 6)
     assert shares["new"] == pytest.approx(2 / 9)
+
+
+def test_comparisons_say_which_trainings_saw_a_first_token() -> None:
+    narrow, wide = with_rows(random_rows(6), bos=False), with_rows(random_rows(8), bos=True)
+    unknown = with_rows(random_rows(7))
+    assert match_latents(wide, narrow).has_bos == (True, False)
+    assert seed_stability([wide, unknown, narrow]).has_bos == (True, None, False)
+    assert feature_tree([wide, unknown, narrow]).has_bos == (False, None, True), "narrowest first"
 
 
 def test_random_dictionaries_have_no_tree() -> None:

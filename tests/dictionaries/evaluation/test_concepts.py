@@ -1,5 +1,7 @@
 """Probing and absorption on planted concepts: what is there is found, what is not is not, and the twin shows it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -94,6 +96,14 @@ def test_the_area_counts_ties_half() -> None:
     assert auroc(score, truth) == pytest.approx(np.mean(pairs))
 
 
+def test_results_say_what_was_done_about_the_first_token() -> None:
+    values, parent, _ = world()
+    codes = faithful().encode(values)
+    for bos in ("removed", None):
+        assert sparse_probing(codes, parent, k=(1,), bos=bos).bos == bos
+        assert absorption(faithful(), values, labels=parent, bos=bos).bos == bos
+
+
 def test_absorption_is_found_where_a_child_has_taken_the_parent_in() -> None:
     values, parent, child = world()
     found = absorption(absorbing(), values, labels=parent)
@@ -180,7 +190,13 @@ def test_first_letters_of_any_tokenizer() -> None:
         }
         settings = sae_settings("embed", width=width, n_latents=width, gate=Gate(rule="relu"))
         found = first_letter_absorption(Dictionary(settings, tensors), model, ids)
+        again = first_letter_absorption(
+            Dictionary(settings, tensors), model, replace(model.tokens(ids), bos="removed")
+        )
     finally:
         model.tokenizer = keeper
     assert set(found) <= set("abcd")
     assert all(0 <= one.absorbed.value <= 1 and one.probe_auroc >= 0.8 for one in found.values())
+    assert {one.bos for one in found.values()} == {"given"} and {one.bos for one in again.values()} == {
+        "removed"
+    }

@@ -30,8 +30,10 @@ def missing_directions(n: int = 8) -> Dictionary:
 
 
 def test_an_error_of_missing_directions_is_linear() -> None:
-    found = dark_matter(missing_directions(), model_of("llama"), texts(48), settings=QUICK)
-    assert found.linear.value == pytest.approx(1, abs=1e-4)
+    found = dark_matter(
+        missing_directions(), model_of("llama"), replace(texts(48), bos="added"), settings=QUICK
+    )
+    assert found.linear.value == pytest.approx(1, abs=1e-4) and found.bos == "added"
     assert found.predictable.value > 0.99
     assert found.token_linear.max() < 1e-3 * found.token_error.mean()
     assert len(found.token_error) == found.n_tokens

@@ -24,7 +24,7 @@ from mechscope.dictionaries.evaluation.probing import (
     refuse_few,
 )
 from mechscope.dictionaries.evaluation.reading import fitted, pieces
-from mechscope.models.inputs import Inputs
+from mechscope.models.inputs import Bos, Inputs
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import DictionaryMismatch, MissingTokenizer, NotEnoughEvidence
 
@@ -65,6 +65,7 @@ class Absorption:
         absorbers: Latents that absorbed, and at how many tokens.
         probe_auroc: Of the probe, held out.
         n_tokens: Held-out tokens with the concept that the probe gets right.
+        bos: What was done about the text's beginning-of-sequence token, as `TokenBatch` says it; None if nobody said.
     """
 
     absorbed: Estimate
@@ -73,6 +74,7 @@ class Absorption:
     absorbers: dict[int, int]
     probe_auroc: float
     n_tokens: int
+    bos: Bos | None = None
 
 
 def absorption(
@@ -82,6 +84,7 @@ def absorption(
     labels: Bool[Tensor, " token"],
     units: Int[Tensor, " token"] | None = None,
     settings: AbsorptionSettings | None = None,
+    bos: Bos | None = None,
 ) -> Absorption:
     """Measure the absorption of one concept in an SAE.
 
@@ -91,6 +94,7 @@ def absorption(
         labels: Whether the concept is there.
         units: Prompt of each token; tokens if absent.
         settings: What counts.
+        bos: Of the text that the activations are of, for the record: `model.tokens(text).bos`.
 
     Raises:
         DictionaryMismatch: a transcoder: what it reads and what it writes are different spaces.
@@ -140,6 +144,7 @@ def absorption(
         absorbers=dict(zip(latents.tolist(), counts.tolist(), strict=True)),
         probe_auroc=found,
         n_tokens=int(wanted.sum()),
+        bos=bos,
     )
 
 
@@ -218,7 +223,7 @@ def first_letter_absorption(
 
     Cost: one forward pass up to the site, and the text's activations in memory.
     """
-    dictionary = fitted(dictionary, model)
+    dictionary, whole = fitted(dictionary, model), model.tokens(text)
     skips = dictionary.settings.source.skips_special
     read: list[Tensor] = []
     ids: list[Tensor] = []
@@ -226,7 +231,7 @@ def first_letter_absorption(
     for piece in pieces(
         dictionary,
         model,
-        text=text,
+        text=whole,
         batch_size=(settings or AbsorptionSettings()).batch_size,
         skips_special=skips,
     ):
@@ -243,7 +248,12 @@ def first_letter_absorption(
             continue
         try:
             found[letter] = absorption(
-                dictionary, values[is_word], labels=labels[is_word], units=owner[is_word], settings=settings
+                dictionary,
+                values[is_word],
+                labels=labels[is_word],
+                units=owner[is_word],
+                settings=settings,
+                bos=whole.bos,
             )
         except NotEnoughEvidence:
             continue

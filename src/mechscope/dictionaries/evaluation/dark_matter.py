@@ -19,7 +19,7 @@ from mechscope.dictionaries.evaluation.losses import Losses
 from mechscope.dictionaries.evaluation.reading import batches, counted, fitted, pieces
 from mechscope.dictionaries.evaluation.replacing import applied, replacing
 from mechscope.dictionaries.evaluation.sums import fvu_of_sums
-from mechscope.models.inputs import Inputs, TokenBatch
+from mechscope.models.inputs import Bos, Inputs, TokenBatch
 from mechscope.models.model import Model
 from mechscope.models.splicing import Replacement
 from mechscope.vocabulary.errors import NotEnoughEvidence
@@ -63,6 +63,7 @@ class DarkMatter:
         token_error: Squared error of each scored token.
         token_linear: What of it is left after the linear part.
         n_tokens: Tokens scored.
+        bos: What was done about the text's beginning-of-sequence token, as `TokenBatch` says it.
     """
 
     linear: Estimate
@@ -73,6 +74,7 @@ class DarkMatter:
     token_error: Float[np.ndarray, " token"]
     token_linear: Float[np.ndarray, " token"]
     n_tokens: int
+    bos: Bos = "given"
 
 
 Features = Callable[[Tensor], Tensor]
@@ -181,6 +183,7 @@ def dark_matter(
         token_error=errors,
         token_linear=left,
         n_tokens=len(errors),
+        bos=whole.bos,
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mechscope.dictionaries.codes import SparseCodes
 from mechscope.dictionaries.evaluation.estimates import Estimate
+from mechscope.models.inputs import Bos
 from mechscope.vocabulary.errors import NotEnoughEvidence, ShapeError
 
 Numbers = Float[np.ndarray, "token column"]
@@ -32,12 +33,14 @@ class Probing:
         latents: By k, which latents the probe reads, best first.
         dense: AUROC of a probe on the activations themselves; None without them.
         shuffled: AUROC of the largest k where labels are shuffled in both parts: 0.5 but for noise.
+        bos: What was done about the text's beginning-of-sequence token, as `TokenBatch` says it; None if nobody said.
     """
 
     auroc: dict[int, Estimate]
     latents: dict[int, tuple[int, ...]]
     dense: Estimate | None
     shuffled: Estimate
+    bos: Bos | None = None
 
 
 def sparse_probing(
@@ -48,6 +51,7 @@ def sparse_probing(
     k: Sequence[int] = (1, 2, 5),
     values: Float[Tensor, "token d"] | None = None,
     seed: int = 0,
+    bos: Bos | None = None,
 ) -> Probing:
     """Probe a concept with a few latents.
 
@@ -58,6 +62,7 @@ def sparse_probing(
         k: Numbers of latents.
         values: Activations, for the dense probe.
         seed: Of the division, the shuffling and the resamples.
+        bos: Of the text that the codes are of, for the record: `model.tokens(text).bos`.
 
     Raises:
         NotEnoughEvidence: fewer than ten examples of a class in either part.
@@ -92,6 +97,7 @@ def sparse_probing(
             _scored(values.detach().to("cpu", torch.float32).numpy(), truth, train), truth[~train], test, seed
         ),
         shuffled=auroc_with_interval(_scored(table[:, lost], shuffled, train), shuffled[~train], test, seed),
+        bos=bos,
     )
 
 

@@ -31,13 +31,15 @@ class FeatureTree:
         cosines: Decoder cosine with the nearest latent of the one before, parent or not.
         least_cosine: From which cosine on the nearest is taken to be the parent.
         chance: Cosine that the nearest of as many random directions exceeds once in a hundred times, for each step.
+        has_bos: Whether the text that each was trained on began with a beginning-of-sequence token; None if unknown.
     """
 
     widths: tuple[int, ...]
-    parents: tuple[Int[np.ndarray, " latent"], ...]
-    cosines: tuple[Float[np.ndarray, " latent"], ...]
+    parents: tuple[Int[np.ndarray, " _latent"], ...]  # of each dictionary its own number of latents
+    cosines: tuple[Float[np.ndarray, " _latent"], ...]
     least_cosine: float
     chance: tuple[float, ...]
+    has_bos: tuple[bool | None, ...] = ()
 
     def children(self, level: int, latent: int) -> list[int]:
         """Latents of the next wider dictionary that hang under one of dictionary `level`."""
@@ -93,7 +95,8 @@ def feature_tree(
         cosines.append(cosine)
         chances.append(chance)
     widths = tuple(one.n_latents for one in ordered)
-    return FeatureTree(widths, tuple(parents), tuple(cosines), least_cosine, tuple(chances))
+    has_bos = tuple(one.settings.source.bos for one in ordered)
+    return FeatureTree(widths, tuple(parents), tuple(cosines), least_cosine, tuple(chances), has_bos)
 
 
 def _nearest(rows: torch.Tensor, among: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -29,11 +29,13 @@ class Matching:
         partners: For each latent of the first, its partner in the second; -1 if there are too few.
         cosines: Of each pair; 0 without a partner.
         chance: Mean cosine that random directions of the same shape are matched with.
+        has_bos: Whether the text that each was trained on began with a beginning-of-sequence token; None if unknown.
     """
 
     partners: Int[np.ndarray, " latent"]
     cosines: Float[np.ndarray, " latent"]
     chance: float
+    has_bos: tuple[bool | None, ...] = ()
 
     @property
     def mean_cosine(self) -> float:
@@ -53,11 +55,13 @@ class Stability:
         matchings: By pair of indices.
         mean_cosine: Over pairs.
         share_matched: Fraction matched at cosine 0.7 and more, over pairs.
+        has_bos: Of each training, as in `Matching`.
     """
 
     matchings: dict[tuple[int, int], Matching]
     mean_cosine: Estimate
     share_matched: Estimate
+    has_bos: tuple[bool | None, ...] = ()
 
 
 def match_latents(first: Dictionary, second: Dictionary, *, seed: int = 0) -> Matching:
@@ -86,7 +90,7 @@ def match_latents(first: Dictionary, second: Dictionary, *, seed: int = 0) -> Ma
     generator = torch.Generator().manual_seed(seed_for(seed, "matching", "chance"))
     drawn = [torch.randn(one.shape, generator=generator, dtype=torch.float64) for one in rows]
     chance = float(matched(unit_rows(drawn[0]) @ unit_rows(drawn[1]).T)[1].mean())
-    return Matching(partners, cosines, chance)
+    return Matching(partners, cosines, chance, _has_bos((first, second)))
 
 
 def seed_stability(dictionaries: Sequence[Dictionary], *, seed: int = 0) -> Stability:
@@ -108,7 +112,11 @@ def seed_stability(dictionaries: Sequence[Dictionary], *, seed: int = 0) -> Stab
         [one.share_above() for one in matchings.values()],
     )
     mean, share = (spread_of(one) if len(one) > 1 else Estimate(one[0], -np.inf, np.inf) for one in figures)
-    return Stability(matchings, mean, share)
+    return Stability(matchings, mean, share, _has_bos(dictionaries))
+
+
+def _has_bos(dictionaries: Sequence[Dictionary]) -> tuple[bool | None, ...]:
+    return tuple(one.settings.source.bos for one in dictionaries)
 
 
 def matched(cosines: Float[Tensor, "first second"]) -> tuple[np.ndarray, np.ndarray]:

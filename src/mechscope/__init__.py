@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope import graphs as graphs
     from mechscope import superposition as superposition
     from mechscope.attribution.edges import attribute_edges as attribute_edges
+    from mechscope.attribution.experts import attribute_experts as attribute_experts
+    from mechscope.attribution.latents import attribute_latents as attribute_latents
     from mechscope.attribution.nodes import attribute as attribute
     from mechscope.circuits.abstraction.causal_model import CausalModel as CausalModel
     from mechscope.circuits.abstraction.das import das as das
@@ -119,6 +121,8 @@ _INDEX: dict[str, str] = {
     "head_scores": "mechscope.lenses.head_scores:head_scores",
     "attribute": "mechscope.attribution.nodes:attribute",
     "attribute_edges": "mechscope.attribution.edges:attribute_edges",
+    "attribute_experts": "mechscope.attribution.experts:attribute_experts",
+    "attribute_latents": "mechscope.attribution.latents:attribute_latents",
     "attribution_graph": "mechscope.graphs.build:attribution_graph",
     "graphs": "mechscope.graphs",
     "patch_grid": "mechscope.patching.grid:patch_grid",

@@ -4,12 +4,14 @@ Each site is moved alone; everything before it stays as it is in the run where t
 follows. The steps go through as copies of the prompts, as many at once as fit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from mechscope.attribution.holding import Writer
 from mechscope.attribution.linearization import Linearization
 from mechscope.attribution.passes import Pass, Request, run_backward
 from mechscope.attribution.settings import steps_of
@@ -42,14 +44,20 @@ class Paths:
     n_at_once: int
 
     def gradient(
-        self, site: Site, ends: tuple[Tensor, Tensor], arriving: Tensor | None
+        self,
+        site: Site,
+        ends: tuple[Tensor, Tensor],
+        arriving: Tensor,
+        *,
+        writers: Mapping[Site, Writer] = MappingProxyType({}),
     ) -> tuple[Tensor, list[Pass]]:
         """The mean gradient at a site, shaped as it is, and the passes that it is from.
 
         Args:
             site: Of a layer.
             ends: Its values at 0 (the corrupt end) and 1 (the clean end).
-            arriving: The residual stream at that layer's input in the prompts' own run; None runs from the start.
+            arriving: The residual stream at that layer's input in the prompts' own run.
+            writers: More that is written, by site.
         """
         start, end = ends
         mean, passes = torch.zeros_like(end), list[Pass]()
@@ -58,8 +66,8 @@ class Paths:
             path = between(start, end, places)
             request = Request(
                 at=(site,),
-                writers={site: lambda _, path=path: path},
-                start=None if not site.layer or arriving is None else (site.layer, _copies(arriving, n)),
+                writers=dict(writers) | {site: lambda _, path=path: path},
+                start=(site.layer, _copies(arriving, n)) if site.layer else None,
                 n_copies=n,
                 linearization=self.linearization,
             )

@@ -9,7 +9,6 @@ Ratios are given both ways, as a ratio of means and as the mean of ratios. Many 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,16 +17,13 @@ import numpy as np
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions
+from mechscope.circuits.faithfulness import Faithfulness, refuse_without_gap
 from mechscope.circuits.measures import Measures, Plan
 from mechscope.circuits.positional import PositionalCircuit, saved_circuit, shared_spans
-from mechscope.data.intervals import Interval, Resamples, ratio_bootstrap
 from mechscope.figures.prose import Cell, Table
 from mechscope.models.model import Model
-from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.records.record import Record
 from mechscope.vocabulary.errors import NotEnoughEvidence
-
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 class CircuitEvaluationRecord(Record):
@@ -37,75 +33,20 @@ class CircuitEvaluationRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitEvaluation:
+class CircuitEvaluation(Faithfulness):
     """What a circuit does on a split, pair by pair.
 
     Args:
         circuit: The circuit.
-        values: The metric under the circuit, [pair].
-        model_values: With all edges, [pair].
-        none_values: With none, [pair].
-        units: Number of each pair's unit; pairs of one unit are one observation.
         incompleteness: |F(C less K) - F(model less K)| of each set K; {} if not measured.
         edge_needs: Change of m by taking away each edge, as a share of m(model) - m(none), in the circuit's order.
         node_needs: The same for nodes, the largest over sets K that are gone too.
-        settings: Conventions and measures, JSON.
-        model: Which weights.
-        data_sha256: Hash of the prompts.
     """
 
     circuit: Circuit | PositionalCircuit
-    values: np.ndarray
-    model_values: np.ndarray
-    none_values: np.ndarray
-    units: np.ndarray
     incompleteness: Mapping[str, float] = field(default_factory=dict)
     edge_needs: np.ndarray | None = None
     node_needs: Mapping[str, float] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    model: ModelFingerprint | None = None
-    data_sha256: str | None = None
-
-    @property
-    def gap(self) -> float:
-        """m(model) less m(none), mean over pairs."""
-        return float((self.model_values - self.none_values).mean())
-
-    @property
-    def faithfulness(self) -> float:
-        """Ratio of means; 1 is the whole model's, 0 none, and it may leave that range."""
-        return float((self.values - self.none_values).mean() / self.gap)
-
-    @cached_property
-    def per_pair(self) -> np.ndarray:
-        """Faithfulness of each pair whose gap is not zero, [pair]; NaN where it is."""
-        gap = self.model_values - self.none_values
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(gap == 0, np.nan, (self.values - self.none_values) / gap)
-
-    @property
-    def mean_of_ratios(self) -> float:
-        """Mean of `per_pair`; a few pairs with a small gap can carry it away."""
-        return float(np.nanmean(self.per_pair))
-
-    @property
-    def quantiles(self) -> dict[float, float]:
-        """Quantiles of `per_pair`."""
-        found = np.nanquantile(self.per_pair, QUANTILES)
-        return {q: float(value) for q, value in zip(QUANTILES, found, strict=True)}
-
-    @cached_property
-    def interval(self) -> Interval:
-        """95% interval of `faithfulness`, by resampling units.
-
-        Raises:
-            NotEnoughEvidence: the gap's interval includes zero.
-        """
-        resamples = Resamples(self.units, seed=0, n_resamples=int(self.settings.get("n_resamples", 2000)))
-        found = ratio_bootstrap(
-            resamples, self.values - self.none_values, self.model_values - self.none_values
-        )
-        return found.interval(0.95)
 
     @property
     def completeness(self) -> float | None:
@@ -127,22 +68,9 @@ class CircuitEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Numbers for a machine."""
-        try:
-            interval: list[float] | None = [self.interval.low, self.interval.high]
-        except NotEnoughEvidence:
-            interval = None
         return {
             "n_edges": len(self.circuit),
-            "n_pairs": len(self.values),
-            "metric": {
-                "circuit": float(self.values.mean()),
-                "model": float(self.model_values.mean()),
-                "none": float(self.none_values.mean()),
-            },
-            "faithfulness": self.faithfulness,
-            "faithfulness_interval": interval,
-            "mean_of_ratios": self.mean_of_ratios,
-            "quantiles": {str(q): value for q, value in self.quantiles.items()},
+            **self.summary(),
             "completeness": self.completeness,
             "minimality": self.minimality,
             "unneeded_edges": list(self.unneeded_edges),
@@ -150,24 +78,13 @@ class CircuitEvaluation:
 
     def table(self) -> Table:
         """The numbers for a report."""
-        numbers = self.to_json()
-        interval = numbers["faithfulness_interval"]
-        ends = "–" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}"
-        rows: list[list[Cell]] = [
-            ["edges", f"{len(self.circuit)} of {self.circuit.kept.size}"],
-            ["metric: circuit, model, no edge", " , ".join(f"{v:.4g}" for v in numbers["metric"].values())],
-            ["faithfulness (ratio of means), 95% interval", f"{self.faithfulness:.3f}, {ends}"],
-            ["faithfulness (mean of ratios)", f"{self.mean_of_ratios:.3f}"],
-            ["5% to 95% of pairs", f"{self.quantiles[0.05]:.3f} to {self.quantiles[0.95]:.3f}"],
-        ]
+        edges: list[Cell] = ["edges", f"{len(self.circuit)} of {self.circuit.kept.size}"]
+        rows = [edges, *self.rows("no edge")]
         if self.completeness is not None:
             rows.append(["largest incompleteness", f"{self.completeness:.3f}"])
         if self.minimality is not None:
             rows.append(["share of edges that are needed", f"{self.minimality:.3f}"])
-        said = ", ".join(
-            f"{k} {v}" for k, v in self.settings.items() if k in ("ablation", "direction", "split")
-        )
-        return Table(["measure", "value"], rows, caption=said)
+        return Table(["measure", "value"], rows, caption=self.said)
 
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
@@ -285,19 +202,3 @@ def evaluate_circuits(
             )
         )
     return found
-
-
-def refuse_without_gap(model: np.ndarray, none: np.ndarray) -> None:
-    """Refuse ratios of a gap that rounding alone explains.
-
-    Raises:
-        NotEnoughEvidence: the metric is the same with all edges and with none.
-    """
-    gaps, size = model - none, float(np.abs(np.concatenate([model, none])).max())
-    if not np.isfinite(gaps).all() or abs(gaps.mean()) <= 1e-5 * size:
-        raise NotEnoughEvidence(
-            "The model and the circuit without edges cannot be told apart.",
-            got=f"mean gap {float(gaps.mean()):.3g} over {len(gaps)} pairs",
-            because="faithfulness is a share of that gap",
-            instead="a behaviour that the model has, or another ablation",
-        )

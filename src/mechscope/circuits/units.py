@@ -17,7 +17,8 @@ from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions, split_to_search
-from mechscope.circuits.evaluation import CircuitEvaluation, refuse_without_gap
+from mechscope.circuits.evaluation import CircuitEvaluation
+from mechscope.circuits.faithfulness import refuse_without_gap
 from mechscope.models.model import Model
 from mechscope.records.record import Record
 from mechscope.vocabulary.edges import Node

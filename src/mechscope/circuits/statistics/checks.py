@@ -15,7 +15,7 @@ from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions
 from mechscope.circuits.discover import search_of
-from mechscope.circuits.evaluation import refuse_without_gap
+from mechscope.circuits.faithfulness import refuse_without_gap
 from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.circuits.statistics.control_result import DiscoveryControls
 from mechscope.circuits.statistics.discovery_controls import (

@@ -15,7 +15,7 @@ from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions
-from mechscope.circuits.evaluation import refuse_without_gap
+from mechscope.circuits.faithfulness import refuse_without_gap
 from mechscope.circuits.size_curve import FRACTIONS
 from mechscope.circuits.statistics.control_result import MODEL, Discovery, DiscoveryControls
 from mechscope.circuits.statistics.reset_networks import WeightReset, reset_weights

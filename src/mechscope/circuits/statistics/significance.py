@@ -14,7 +14,7 @@ from scipy import stats
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit, all_edges
 from mechscope.circuits.conventions import CircuitRuns, Conventions
-from mechscope.circuits.evaluation import refuse_without_gap
+from mechscope.circuits.faithfulness import refuse_without_gap
 from mechscope.circuits.statistics.random_circuits import random_circuits
 from mechscope.circuits.statistics.significance_result import CircuitTest, CircuitTests, holm
 from mechscope.data.intervals import clopper_pearson

@@ -14,7 +14,7 @@ import numpy as np
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit, all_edges
 from mechscope.circuits.conventions import CircuitRuns, Conventions
-from mechscope.circuits.evaluation import refuse_without_gap
+from mechscope.circuits.faithfulness import refuse_without_gap
 from mechscope.circuits.single_edges import metric_without_each
 from mechscope.models.model import Model
 from mechscope.records.seeds import generator_for

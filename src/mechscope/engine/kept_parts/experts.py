@@ -4,7 +4,7 @@ A circuit is truth values by site ("expert_out.3"), [n_experts]. A layer adds wh
 what the others add in the run that removed values are from. Oracle: tests/circuits/test_experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -141,7 +141,7 @@ class ExpertRuns(KeptRuns):
         self._means: dict[str, RemovedExperts] = {}
         if ablation == "mean":
             with torch.no_grad():
-                self._means = self._averages()
+                self._means = average_experts(model, [other.select(rows) for rows in self._cut()])
 
     @property
     def whole(self) -> dict[str, np.ndarray]:
@@ -195,19 +195,6 @@ class ExpertRuns(KeptRuns):
         )
         return (*frozen, *found) if found else ()
 
-    def _averages(self) -> dict[str, RemovedExperts]:
-        sums: dict[str, Tensor] = {}
-        n_tokens = int(self.other.mask.sum())
-        for rows in self._cut():
-            some = self.other.select(rows)
-            for name, one in record_experts(self.model, some).items():
-                assert one.outputs is not None and one.choice is not None
-                real = some.mask.bool().to(one.outputs.device)
-                outputs, choice = one.outputs[real].flatten(0, 1), one.choice[real].flatten()
-                mine = outputs.new_zeros(self.n_experts, outputs.shape[-1]).index_add(0, choice, outputs)
-                sums[name] = sums[name] + mine if name in sums else mine
-        return {name: RemovedExperts(total / n_tokens) for name, total in sums.items()}
-
 
 def site_of(layer: int) -> str:
     """Where a layer's experts are kept or removed."""
@@ -246,3 +233,22 @@ def record_experts(model: Model, batch: TokenBatch) -> dict[str, RemovedExperts]
         )
         for layer in layers
     }
+
+
+def average_experts(model: Model, batches: Iterable[TokenBatch]) -> dict[str, RemovedExperts]:
+    """What each expert adds, mean over all real tokens of prompts (nothing where it was not chosen), by site.
+
+    Cost: one forward pass.
+    """
+    _, n_experts = mixture_of(model)
+    sums: dict[str, Tensor] = {}
+    n_tokens = 0
+    for batch in batches:
+        n_tokens += int(batch.mask.sum())
+        for name, one in record_experts(model, batch).items():
+            assert one.outputs is not None and one.choice is not None
+            real = batch.mask.bool().to(one.outputs.device)
+            outputs, choice = one.outputs[real].flatten(0, 1), one.choice[real].flatten()
+            mine = outputs.new_zeros(n_experts, outputs.shape[-1]).index_add(0, choice, outputs)
+            sums[name] = sums[name] + mine if name in sums else mine
+    return {name: RemovedExperts(total / n_tokens) for name, total in sums.items()}

@@ -135,7 +135,7 @@ def test_padding_and_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     whole = attribute_edges(opened("gemma2"), pairs, method="eap-ig", settings=EdgeSettings(steps=3))
     assert whole.pairs is not None
     monkeypatch.setattr("mechscope.attribution.passes.BYTES_OF_GRAPH", 1)
-    monkeypatch.setattr("mechscope.attribution.contraction.columns_at_once", lambda *_: 2)
+    monkeypatch.setattr("mechscope.attribution.contraction.columns_at_once", lambda *_, **__: 2)
     cut = attribute_edges(opened("gemma2"), pairs, method="eap-ig", settings=EdgeSettings(steps=3))
     torch.testing.assert_close(cut.pairs, whole.pairs, rtol=1e-5, atol=1e-6)
 

@@ -81,8 +81,8 @@ def test_a_trace_equals_one_forward_a_cell_and_draw(family: str, site: str, wind
 
 def test_cells_of_a_draw_share_one_base_run_under_its_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     model, plans = opened("gpt2"), []
-    make = execute.make_plan
-    monkeypatch.setattr(execute, "make_plan", lambda *a, **k: plans.append(make(*a, **k)) or plans[-1])
+    make = execute.lay_out
+    monkeypatch.setattr(execute, "lay_out", lambda *a, **k: plans.append(make(*a, **k)) or plans[-1])
     tokens = random_pairs(model, lengths=(6, 6, 6)).clean.ids
     causal_trace(model, tokens, subject=SUBJECT, answers=ANSWERS, settings=SETTINGS)
     (plan,) = plans

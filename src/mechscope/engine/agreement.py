@@ -14,7 +14,7 @@ from torch import Tensor
 from mechscope.engine.execute import LocalExecutor
 from mechscope.engine.experiment import Experiment
 from mechscope.engine.naive import measure_logits
-from mechscope.engine.plan import DEFAULT_MEMORY, make_plan
+from mechscope.engine.plan import DEFAULT_MEMORY, lay_out
 from mechscope.models.cache import Cache
 from mechscope.models.model import Model
 from mechscope.vocabulary.sites import Site
@@ -100,7 +100,7 @@ def compare_with_whole_forwards(
 
     Cost: the plan, and a whole forward pass for each experiment.
     """
-    plan = make_plan(model, experiments, memory=memory)
+    plan = lay_out(model, experiments, memory=memory)
     executor = LocalExecutor(keeps_choices=True)
     packed = executor.execute(model, plan).table()
     chosen: dict[int, list[tuple[int, Tensor, Tensor, Tensor]]] = {}

@@ -12,7 +12,7 @@ from mechscope.engine.experiment import Experiment, Results
 from mechscope.engine.late_start import measure_late
 from mechscope.engine.packed import Replay, Row, Tally
 from mechscope.engine.packed_attention import PackedTokens
-from mechscope.engine.plan import DEFAULT_MEMORY, Group, Plan, make_plan
+from mechscope.engine.plan import DEFAULT_MEMORY, Group, Layout, lay_out
 from mechscope.engine.reading import Piece, measure_pieces, reads_of
 from mechscope.interventions.metrics import Metric
 from mechscope.models.frame import Frame
@@ -28,9 +28,9 @@ Progress = Callable[[int, int], None]
 
 @runtime_checkable
 class Executor(Protocol):
-    """Something that runs a plan: this machine, or later a cluster."""
+    """Something that runs a plan or its layout: this machine, or later a cluster."""
 
-    def execute(self, model: Model, plan: Plan, *, progress: Progress | None = None) -> Results: ...
+    def execute(self, model: Model, plan: Layout, *, progress: Progress | None = None) -> Results: ...
 
 
 def run_experiments(
@@ -55,8 +55,8 @@ def run_experiments(
 
     Cost: `make_plan(...).explain()` foretells it.
     """
-    plan = make_plan(model, experiments, memory=memory)
-    return (executor or LocalExecutor()).execute(model, plan, progress=progress)
+    layout = lay_out(model, experiments, memory=memory)
+    return (executor or LocalExecutor()).execute(model, layout, progress=progress)
 
 
 class LocalExecutor:
@@ -76,7 +76,7 @@ class LocalExecutor:
         self.choices: list[Choices] = []
         self._keeps_choices = keeps_choices
 
-    def execute(self, model: Model, plan: Plan, *, progress: Progress | None = None) -> Results:
+    def execute(self, model: Model, plan: Layout, *, progress: Progress | None = None) -> Results:
         """Metrics of the plan's experiments, in the order in which they were given."""
         self.tally, self.choices = Tally(), []
         values = [torch.zeros(len(e.inputs), dtype=torch.float64) for e in plan.experiments]
@@ -84,13 +84,13 @@ class LocalExecutor:
         for index, found in measure_late(model, plan.experiments, plan.late):
             values[index] = found
             done += len(plan.experiments[index].inputs)
-            _tell(progress, done, plan.cost.n_rows)
+            _tell(progress, done, plan.n_rows)
         for group in plan.groups:
             for start, stop in group.blocks:
                 with model.ready():
                     for n_done in self._block(model, group, torch.arange(start, stop), values):
                         done += n_done
-                        _tell(progress, done, plan.cost.n_rows)
+                        _tell(progress, done, plan.n_rows)
         return Results(tuple(values))
 
     def _block(self, model: Model, group: Group, rows: Tensor, values: list[Tensor]) -> Iterator[int]:

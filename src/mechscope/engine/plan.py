@@ -70,19 +70,33 @@ class Group:
 
 
 @dataclass
-class Plan:
-    """What will be run, how it is cut, and what it costs; `engine.execute` runs it.
+class Layout:
+    """What will be run and how it is cut; `engine.execute` runs it.
 
     Args:
         groups: Packed work.
         late: Experiments that are run one by one, each from the layer of its first change.
         experiments: All, in the order given, ablations resolved.
-        cost: Foretold.
     """
 
     groups: list[Group]
     late: list[Late]
     experiments: list[Experiment]
+
+    @property
+    def n_rows(self) -> int:
+        """Prompts times experiments."""
+        return sum(len(experiment.inputs) for experiment in self.experiments)
+
+
+@dataclass
+class Plan(Layout):
+    """A layout, and what it costs.
+
+    Args:
+        cost: Foretold.
+    """
+
     cost: Cost
 
     def explain(self) -> str:
@@ -103,6 +117,12 @@ class Plan:
 
 
 def make_plan(model: Model, experiments: Sequence[Experiment], *, memory: int = DEFAULT_MEMORY) -> Plan:
+    """Cut experiments into packed work and foretell what it costs; arguments and cost are those of `lay_out`."""
+    layout = lay_out(model, experiments, memory=memory)
+    return Plan(layout.groups, layout.late, layout.experiments, foretell(model, layout))
+
+
+def lay_out(model: Model, experiments: Sequence[Experiment], *, memory: int = DEFAULT_MEMORY) -> Layout:
     """Cut experiments into packed work.
 
     Args:
@@ -124,7 +144,7 @@ def make_plan(model: Model, experiments: Sequence[Experiment], *, memory: int = 
         for group in _grouped_by_entry(experiments, packed, prepared):
             _cut(group, model, memory)
             groups.append(group)
-    return Plan(groups, late, experiments, foretell(model, experiments, groups, late))
+    return Layout(groups, late, experiments)
 
 
 def _grouped_by_entry(
@@ -187,14 +207,12 @@ def chunk_bytes_per_token(model: Model, n_columns: int) -> int:
     return (wide + model.n_heads * (n_columns + 2 * model.d_head) * 2) * model.dtype.itemsize
 
 
-def foretell(
-    model: Model, experiments: Sequence[Experiment], groups: Sequence[Group], late: Sequence[Late]
-) -> Cost:
-    """Cost of a plan from declared selections, before anything is run."""
+def foretell(model: Model, layout: Layout) -> Cost:
+    """Cost of a layout from declared selections, before anything is run."""
     layer, vocabulary = flops_per_token(model)
-    naive = sum(e.inputs.ids.numel() * (layer * model.n_layers + vocabulary) for e in experiments)
-    flops, peak = _late_cost(model, experiments, late)
-    for group in groups:
+    naive = sum(e.inputs.ids.numel() * (layer * model.n_layers + vocabulary) for e in layout.experiments)
+    flops, peak = _late_cost(model, layout.experiments, layout.late)
+    for group in layout.groups:
         inputs = group.experiments[0].inputs
         flops += inputs.ids.numel() * layer * model.n_layers
         rows = max(stop - start for start, stop in group.blocks)
@@ -207,7 +225,7 @@ def foretell(
                 readings[key] = experiment.metric.reading()
             n_tokens = _tokens_foretold(model, experiment, prepared, readings[key])
             flops += layer * n_tokens + _head_flops(model, experiment, readings[key], vocabulary)
-    return Cost(naive, flops, peak, sum(len(e.inputs) for e in experiments), len(late))
+    return Cost(naive, flops, peak, layout.n_rows, len(layout.late))
 
 
 def _late_cost(model: Model, experiments: Sequence[Experiment], late: Sequence[Late]) -> tuple[float, int]:

@@ -25,6 +25,15 @@ def pairs(n: int = 3, n_tokens: int = 6, seed: int = 5) -> Split:
 
 
 @cache
+def padded_pairs(seed: int = 5) -> Split:
+    """Random pairs of two lengths for a tiny model."""
+    whole = pairs(4, 7, seed)
+    clean = [row[i % 2 :] for i, row in enumerate(whole.clean.ids.tolist())]
+    corrupt = [row[i % 2 :] for i, row in enumerate(whole.corrupt.ids.tolist())]
+    return from_tokens(clean, corrupt, answers=[3, 5, 3, 6], wrong=[4] * 4, splits=["train"] * 4).train
+
+
+@cache
 def induction() -> tuple[Model, Behavior]:
     """The hand-written induction model and its behaviour."""
     model = load("induction")

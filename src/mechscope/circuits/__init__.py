@@ -19,6 +19,9 @@ from mechscope.circuits.evaluation import CircuitEvaluation, evaluate_circuits
 from mechscope.circuits.measures import Measures
 from mechscope.circuits.methods.acdc import acdc_sweep
 from mechscope.circuits.optimal import learn_constants
+from mechscope.circuits.parts.evaluation import PartEvaluation, PartMeasures
+from mechscope.circuits.parts.experts import ExpertCircuit, choose_experts, evaluate_experts
+from mechscope.circuits.parts.latents import LatentCircuit, choose_latents, evaluate_latents
 from mechscope.circuits.positional import PositionalCircuit
 from mechscope.circuits.positional_discovery import discover_positional
 from mechscope.circuits.registry import discovery, methods
@@ -54,12 +57,16 @@ __all__ = [
     "DiscoveryControls",
     "EachPosition",
     "Examples",
+    "ExpertCircuit",
     "Hypothesis",
     "InterchangeGrid",
     "InterchangeResult",
     "Interchanges",
     "Interchanging",
+    "LatentCircuit",
     "Measures",
+    "PartEvaluation",
+    "PartMeasures",
     "Place",
     "PositionalCircuit",
     "RowSpace",
@@ -75,6 +82,8 @@ __all__ = [
     "acdc_sweep",
     "auroc",
     "check_circuit",
+    "choose_experts",
+    "choose_latents",
     "choose_units",
     "compare_with_truth",
     "control_discovery",
@@ -83,6 +92,8 @@ __all__ = [
     "discovery",
     "draw_interchanges",
     "evaluate_circuits",
+    "evaluate_experts",
+    "evaluate_latents",
     "evaluate_units",
     "learn_constants",
     "measure_stability",

@@ -90,27 +90,30 @@ class KeptRuns(ABC):
     def measure(
         self, circuits: Sequence[Kept], *, progress: Callable[[int, int], None] | None = None
     ) -> np.ndarray:
-        """The metric under circuits, [circuit, row], float64.
+        """The metric under circuits, [circuit, row], float64; circuits that are given twice are run once.
 
         Args:
             circuits: What each keeps; a site that is not named keeps all.
             progress: Told rows done and rows in all.
         """
-        values = np.zeros((len(circuits), len(self.tokens)))
+        keys = [tuple((site, which.tobytes()) for site, which in kept.items()) for kept in circuits]
+        places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        distinct = [circuits[keys.index(key)] for key in places]
+        values = np.zeros((len(distinct), len(self.tokens)))
         done = 0
-        for rows in self._cut(len(circuits)):
+        for rows in self._cut(len(distinct)):
             tokens, metric = self.tokens.select(rows), self.metric.select(rows.tolist())
             with torch.no_grad():
                 removed = self._removed(tokens, self.other.select(rows))
                 experiments = [
                     Experiment(inputs=tokens, writes=self._writes(kept, removed), metric=metric)
-                    for kept in circuits
+                    for kept in distinct
                 ]
                 values[:, rows.numpy()] = run_experiments(self.model, experiments).table().numpy()
             done += len(rows)
             if progress is not None:
                 progress(done, len(self.tokens))
-        return values
+        return values[[places[key] for key in keys]]
 
     def _cut(self, n_circuits: int = 1) -> list[Tensor]:
         """Rows in order, as many at once as fit."""

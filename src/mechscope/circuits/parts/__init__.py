@@ -1,0 +1,1 @@
+"""Circuits of parts: some latents of dictionaries, or some experts of mixtures, kept and the others removed."""

@@ -406,6 +406,13 @@ def tracer_transcoders(folder: Path, x: Tensor) -> Given:
     return torch.cat(codes, -1), torch.stack(written, 1)
 
 
+def tracer_relu(folder: Path, x: Tensor) -> Given:
+    layers = [load_file(folder / f"layer_{i}.safetensors") for i in range(L)]
+    codes = [(x[:, i] @ w["W_enc"].T + w["b_enc"]).relu() for i, w in enumerate(layers)]
+    written = [f @ w["W_dec"] + w["b_dec"] for f, w in zip(codes, layers, strict=True)]
+    return torch.cat(codes, -1), torch.stack(written, 1)
+
+
 def tracer_topk(folder: Path, x: Tensor) -> Given:
     """Selected negative values are kept."""
     w = load_file(folder / "layer_0.safetensors")
@@ -419,7 +426,7 @@ def tracer_cross_layer(folder: Path, x: Tensor) -> Given:
     codes = []
     for i, w in enumerate(into):
         pre = x[:, i] @ w[f"W_enc_{i}"].T + w[f"b_enc_{i}"]
-        codes.append(pre * (pre > w[f"threshold_{i}"]))
+        codes.append(pre * (pre > w.get(f"threshold_{i}", torch.zeros(()))))
     written = [
         into[j][f"b_dec_{j}"] + sum(codes[i] @ out[i][:, j - i] for i in range(j + 1)) for j in range(L)
     ]
@@ -432,6 +439,7 @@ SAME_RULE = {
     "learning_matryoshka": learning_batchtopk,
     "gemma_scope_transcoder": gemma_scope_res,
     "openai_relu": openai,
+    "tracer_cross_layer_relu": tracer_cross_layer,
 }
 
 

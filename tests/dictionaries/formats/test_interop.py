@@ -1,7 +1,8 @@
 """Interop with the libraries themselves, both ways: same codes and same outputs to 1e-5.
 
 Each library needs an environment of its own, so its side runs in a subprocess. Name its interpreter:
-`MECHSCOPE_SAE_LENS`, `MECHSCOPE_DICTIONARY_LEARNING`, `MECHSCOPE_SPARSIFY`; without it the test is skipped.
+`MECHSCOPE_SAE_LENS`, `MECHSCOPE_DICTIONARY_LEARNING`, `MECHSCOPE_SPARSIFY`, `MECHSCOPE_CIRCUIT_TRACER`; without it the
+test is skipped. Largest differences go into the properties of a junit file.
 """
 
 import os
@@ -20,6 +21,7 @@ LIBRARIES = {
     "saelens": ("MECHSCOPE_SAE_LENS", "sae_lens_side.py"),
     "dictionary_learning": ("MECHSCOPE_DICTIONARY_LEARNING", "dictionary_learning_side.py"),
     "sparsify": ("MECHSCOPE_SPARSIFY", "sparsify_side.py"),
+    "circuit_tracer": ("MECHSCOPE_CIRCUIT_TRACER", "circuit_tracer_side.py"),
 }
 THEIRS = {
     "saelens": [
@@ -48,6 +50,7 @@ THEIRS = {
         "GatedAutoEncoder",
     ],
     "sparsify": ["topk", "groupmax", "transcoder"],
+    "circuit_tracer": ["set_relu", "set_jumprelu", "set_skip", "clt_relu", "clt_jumprelu"],
 }
 OURS = {
     "saelens": [
@@ -80,6 +83,7 @@ OURS = {
         "learning_topk",
         "sae_lens_topk",
     ],
+    "circuit_tracer": ["tracer_transcoders", "tracer_relu", "tracer_cross_layer", "tracer_cross_layer_relu"],
 }
 
 
@@ -87,20 +91,25 @@ def cases(by_library: dict[str, list[str]]) -> list[tuple[str, str]]:
     return [(library, name) for library, names in by_library.items() for name in names]
 
 
-def their_side(
-    library: str, *arguments: str | Path, x: np.ndarray, folder: Path
-) -> tuple[torch.Tensor, torch.Tensor]:
+def run_their_side(library: str, *arguments: str | Path) -> None:
+    """Run a library's script under its own interpreter; skips the test where there is none."""
     variable, script = LIBRARIES[library]
     interpreter = os.environ.get(variable)
     if not interpreter:
         pytest.skip(f"{variable} names no interpreter that has {library}")
-    np.save(folder / "x.npy", x)
-    command = [interpreter, PEERS / script, *arguments, folder / "x.npy", folder / "out.npz"]
+    command = [interpreter, PEERS / script, *arguments]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, env=clean, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def their_side(
+    library: str, *arguments: str | Path, x: np.ndarray, folder: Path
+) -> tuple[torch.Tensor, torch.Tensor]:
+    np.save(folder / "x.npy", x)
+    run_their_side(library, *arguments, folder / "x.npy", folder / "out.npz")
     with np.load(folder / "out.npz") as out:
         return torch.from_numpy(out["codes"]), torch.from_numpy(out["output"])
 
@@ -134,7 +143,8 @@ def test_what_we_write_they_open(
 def test_what_they_write_we_open(
     library: str, kind: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    x = np.random.default_rng(0).standard_normal((32, 12)).astype(np.float32)
+    shape = (32, 3, 12) if library == "circuit_tracer" else (32, 12)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     folder = tmp_path / ("h.1.mlp" if kind == "transcoder" else "layers.1")
     codes, output = their_side(library, "make", kind, folder, x=x, folder=tmp_path)
     assert float((codes != 0).float().mean()) > 0

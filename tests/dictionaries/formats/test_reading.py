@@ -43,6 +43,8 @@ LAYERED = {
     "llama_scope_cross_layer",
     "tracer_transcoders",
     "tracer_cross_layer",
+    "tracer_cross_layer_relu",
+    "tracer_relu",
     "crosscoder_relu",
     "crosscoder_batchtopk",
     "crosscoder_state",

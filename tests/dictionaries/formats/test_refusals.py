@@ -302,6 +302,15 @@ def test_a_set_of_top_k_transcoders_is_opened_layer_by_layer() -> None:
         dictionaries.open(FIXTURES / "tracer_topk")
 
 
+def test_transcoders_that_hold_a_k_and_state_no_activation_are_a_question(tmp_path: Path) -> None:
+    folder = copied("tracer_topk", tmp_path)
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("activation: topk\n", ""))
+    with pytest.raises(AmbiguousDictionary, match="Which activation"):
+        dictionaries.open(folder, layer=0)
+    assert dictionaries.open(folder, layer=0, gate="topk").settings.gate.k == 6
+
+
 def test_folding_twice_is_an_error() -> None:
     folded = opened("sae_lens_whitened").folded()
     with pytest.raises(FoldingError, match="folded already"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import dictionaries.formats.written_sae_lens  # noqa: F401  (its cases join)
@@ -434,6 +435,13 @@ def tracer_transcoders(folder: Path) -> None:
 
 
 @case
+def tracer_relu(folder: Path) -> None:
+    for layer in range(L):
+        put(folder, f"layer_{layer}.safetensors", one_layer(layer))
+    put(folder, "config.yaml", tracer("transcoder_set"))
+
+
+@case
 def tracer_topk(folder: Path) -> None:
     put(folder, "layer_0.safetensors", one_layer(0) | {"k": torch.tensor(6)})
     put(folder, "config.yaml", tracer("transcoder_set", activation="topk"))
@@ -449,6 +457,15 @@ def tracer_cross_layer(folder: Path) -> None:
         decoder = draw("W_dec all", F, L - layer, D, size=0.4, seed=layer)
         put(folder, f"W_dec_{layer}.safetensors", {f"W_dec_{layer}": decoder})
     put(folder, "config.yaml", tracer("cross_layer_transcoder"))
+
+
+@case
+def tracer_cross_layer_relu(folder: Path) -> None:
+    tracer_cross_layer(folder)
+    for layer in range(L):
+        tensors = load_file(folder / f"W_enc_{layer}.safetensors")
+        del tensors[f"threshold_{layer}"]
+        put(folder, f"W_enc_{layer}.safetensors", tensors)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 (a cross-layer transcoder).
 
 Encoders and decoders are stored by rows. A set of transcoders is one dictionary here whose layers write to
-themselves; `layer=` opens one of them alone. Top-k keeps selected negative values. Position 0 is left out by their
-convention, which is kept as a note.
+themselves; `layer=` opens one of them alone. Top-k keeps selected negative values. Without a threshold and without a
+word about the activation it is ReLU, as their own loaders have it. Position 0 is left out by their convention, which is
+kept as a note.
 """
 
 import re
@@ -108,9 +109,9 @@ def _gate(config: Mapping[str, Any], layer: Mapping[str, Tensor], answers: Answe
     if "threshold" in layer:
         return Gate(rule="jumprelu")
     stated = config.get("activation", config.get("activation_function"))
-    question = (
-        "Which activation do these transcoders have? They hold no threshold, and the settings do not say"
-    )
+    question = "Which activation do these transcoders have? They hold a k, and the settings do not say"
+    if stated is None and answers.gate is None and "k" not in layer:
+        stated = "relu"
     activation = str(answers.settled("gate", stated, question, readings='"relu" or "topk"'))
     if activation == "relu":
         return Gate(rule="relu")

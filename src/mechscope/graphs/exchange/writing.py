@@ -44,6 +44,7 @@ def graph_to_json(
     metadata = {
         "slug": slug,
         "scan": scan or name,
+        "transcoder_list": [],
         "prompt": "".join(nodes.tokens),
         "prompt_tokens": list(nodes.tokens),
         "node_threshold": node_threshold,

@@ -164,6 +164,13 @@ def test_a_frozen_claim_is_tested_once_its_model_is_named(shell: Shell, model: M
     assert ClaimRecord.load(out).claim.id == claim.id
 
 
+def test_controls_of_a_claim_that_is_not_about_a_circuit_are_refused_before_it_is_opened(
+    shell: Shell, file: Path
+) -> None:
+    assert is_refusal(shell("claim", "test", file, "--controls", 19), "BadClaim")
+    assert [path.name for path in file.parent.iterdir()] == ["claim.json"], "no ledger was begun"
+
+
 class Misremembered:
     """A behaviour whose recipe tells other prompts than it holds, as after a change of its generator."""
 

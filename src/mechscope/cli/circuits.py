@@ -27,7 +27,7 @@ from mechscope.vocabulary.errors import BadCommand
 N_PAIRS = 240
 
 MOST_CONTROLS = 19
-"""Searches in a world where there is nothing to find: as many as can show p <= 0.05."""
+"""Searches in a world where there is nothing to find, unless asked for: as many as can show p <= 0.05."""
 
 
 @app.command()
@@ -40,14 +40,14 @@ def circuit(
     ] = "eap-ig",
     edges: Annotated[int, typer.Option("--edges", min=1, help="Edges at most.")] = 50,
     runs: Annotated[
-        int,
+        str,
         typer.Option(
             "--runs",
-            min=0,
-            help="Searches on resampled prompts, and of these at most 19 in each world where there is nothing to "
-            "find; 0 for neither.",
+            metavar="N[,CONTROLS]",
+            help="Searches on resampled prompts, and controls: searches in each of three worlds where there is "
+            "nothing to find, N and at most 19 unless you say; 0 for none.",
         ),
-    ] = 100,
+    ] = "100",
     n: PairCountOption = N_PAIRS,
     pairs: PairsOption = None,
     seed: SeedOption = 0,
@@ -56,10 +56,7 @@ def circuit(
     as_json: JsonOption = False,
 ) -> None:
     """Find the edges that carry a behaviour, test them on held-out prompts, and write a report."""
-    if runs == 1:
-        raise BadCommand(
-            "One discovery has nothing to be compared with.", got="--runs 1", instead="--runs 0 or 100"
-        )
+    n_runs, n_controls = read_runs(runs)
     opened = open_model(model, dtype=dtype.value, device=device)
     from mechscope.investigations.circuit_report import save_circuit_investigation
     from mechscope.investigations.circuit_search import CircuitSearch, investigate_circuit
@@ -71,12 +68,13 @@ def circuit(
             opened,
             loaded,
             search=CircuitSearch(
-                method=method, n_edges=edges, n_runs=runs, n_controls=min(runs, MOST_CONTROLS), seed=seed
+                method=method, n_edges=edges, n_runs=n_runs, n_controls=n_controls, seed=seed
             ),
             ledger=out,
             progress=tell,
         )
-    options = {"--method": method, "--edges": edges, "--runs": runs, "--n": n, "--seed": seed}
+    options = {"--method": method, "--edges": edges, "--runs": f"{n_runs},{n_controls}", "--n": n}
+    options |= {"--seed": seed}
     options |= {"--pairs": pairs, "--dtype": dtype.value, "--device": device, "--out": out}
     found = replace(found, command=_command(model, behavior, options))
     files = save_circuit_investigation(found, out)
@@ -98,6 +96,31 @@ def circuit(
         say("\nbeside the claim, deciding nothing:")
         facts({f"  {name}": outcome for name, outcome in beside.items()})
     say(f"\n{files['report.html']}")
+
+
+def read_runs(text: str) -> tuple[int, int]:
+    """Searches on resampled prompts, and searches in each world without the mechanism.
+
+    >>> read_runs("100"), read_runs("10"), read_runs("100,0"), read_runs("0,99")
+    ((100, 19), (10, 10), (100, 0), (0, 99))
+
+    Raises:
+        BadCommand: no such numbers, or a single search on resampled prompts.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise BadCommand(
+            "Runs are a number, or two with a comma between.",
+            got=f"--runs {text}",
+            because="the first counts searches on resampled prompts, the second those where there is nothing to find",
+            instead="--runs 100, --runs 100,0 or --runs 0,19",
+        )
+    n_runs = int(parts[0])
+    if n_runs == 1:
+        raise BadCommand(
+            "One discovery has nothing to be compared with.", got=f"--runs {text}", instead="--runs 0 or 100"
+        )
+    return n_runs, int(parts[1]) if len(parts) == 2 else min(n_runs, MOST_CONTROLS)
 
 
 def _command(model: str, behavior: str, options: Mapping[str, object]) -> str:

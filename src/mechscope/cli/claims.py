@@ -94,6 +94,15 @@ def test_again(
         bool, typer.Option("--fresh", help="Draw new held-out prompts from the behaviour's generator.")
     ] = False,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Names the fresh draw.")] = 1,
+    controls: Annotated[
+        int | None,
+        typer.Option(
+            "--controls",
+            min=0,
+            help="Of a circuit: do all other tests too, with so many searches in each world where there is nothing "
+            "to find.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where to save the tested claim.")] = None,
     model: OtherModelOption = None,
     pairs: RecordedPairsOption = None,
@@ -121,6 +130,7 @@ def test_again(
             fresh_seed=seed if fresh else None,
             ledger=file.parent,
             progress=by_rows(tell),
+            n_controls=controls,
         )
     if out is not None:
         tested.save(out)

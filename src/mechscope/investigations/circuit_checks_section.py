@@ -104,7 +104,7 @@ def controls_section(checks: CircuitChecks) -> Section | None:
             _rows(checks, controls),
             caption="Mean, and the lowest to the highest search. Has a gap: searches in whose world clean and corrupt "
             f"prompts can be told apart at all. **{HOLDS}**: at most 5% of searches there would carry as much as the "
-            f"circuit; **{CANNOT_TELL}**: none does, but it takes 19 searches to show that (`--runs 19`); "
+            f"circuit; **{CANNOT_TELL}**: none does, but it takes 19 searches to show that (`--runs 0,19`); "
             f"**{NOT_SHOWN}**: some do.",
         ),
     ]

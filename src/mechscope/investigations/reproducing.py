@@ -4,6 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mechscope.behaviors.rebuilding import rebuild_behavior
+from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.statistics.checks import CheckSettings
+from mechscope.circuits.statistics.significance import TestSettings
 from mechscope.claims.bench import EngineBench
 from mechscope.claims.claim import Claim
 from mechscope.claims.claim_file import ClaimRecord
@@ -13,9 +16,13 @@ from mechscope.claims.testing import test_claim, verify_claim
 from mechscope.claims.verification import Difference
 from mechscope.models.model import Model
 from mechscope.records.files import open_json
+from mechscope.vocabulary.errors import BadClaim
 
 WEIGHTS = ("family", "dtype", "weights_sha256", "config_sha256")
 """Fields of a fingerprint that must be equal before numbers are compared."""
+
+CIRCUIT = "circuit.json"
+"""A circuit's file beside the claim about it."""
 
 Told = Callable[[str, int, int], None]
 
@@ -83,16 +90,53 @@ def retest(
     fresh_seed: int | None = None,
     ledger: Path | None = None,
     progress: Told | None = None,
+    n_controls: int | None = None,
 ) -> ClaimRecord:
-    """Test a claim from a file, on its own held-out prompts or on prompts drawn anew; arguments as above."""
+    """Test a claim from a file, on its own held-out prompts or on prompts drawn anew.
+
+    Args:
+        claim: As loaded.
+        model: Open.
+        pairs: As in `verify_record`.
+        fresh_seed: Draw new held-out prompts.
+        ledger: Folder of the ledger. A circuit's file there says how the circuit was found.
+        progress: As in `verify_record`.
+        n_controls: Of a claim about a circuit: do all other tests too, with so many searches in each world where
+            there is nothing to find; None leaves them out. They decide nothing.
+
+    Raises:
+        BadClaim: controls of a claim that is not about a circuit.
+    """
+    mechanism = mechanism_from_json(claim.mechanism.to_json())
+    checks = None
+    if n_controls is not None:
+        if not isinstance(mechanism, Circuit):
+            raise BadClaim(
+                "Only a claim about a circuit is held against searches.",
+                got=f"a claim about {mechanism.name}",
+                because="nothing says how anything else was found",
+                instead="the same without controls",
+            )
+        mechanism = mechanism if ledger is None else as_found(mechanism, ledger)
+        checks = CheckSettings(tests=TestSettings(seed=claim.seed), n_controls=n_controls)
     bench = bench_of(claim, model, pairs=pairs, progress=progress)
     return test_claim(
         claim,
         bench,
-        mechanism=mechanism_from_json(claim.mechanism.to_json()),
+        mechanism=mechanism,
         ledger=None if ledger is None else Ledger(ledger),
         fresh_seed=fresh_seed,
+        checks=checks,
     )
+
+
+def as_found(circuit: Circuit, folder: Path) -> Circuit:
+    """The circuit with how it was found, where a file of the same edges lies in a folder; as it is elsewhere."""
+    path = folder / CIRCUIT
+    if not path.is_file():
+        return circuit
+    found = Circuit.load(path)
+    return found if found.to_json() == circuit.to_json() else circuit
 
 
 def bench_of(

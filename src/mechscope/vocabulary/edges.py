@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 from mechscope.vocabulary.errors import UnknownEdge
 from mechscope.vocabulary.points import POINTS
@@ -77,7 +77,7 @@ class Node:
         if match is None:
             return cls._parse_latent(name)
         word, unit, position = match.groups()
-        rest = {
+        rest: dict[str, Any] = {
             "unit": None if unit is None else int(unit),
             "position": None if position is None else int(position),
         }

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechscope.engine.kept_parts.run import MEMORY, Ablation, Kept, KeptRuns, keep_alike
+from mechscope.engine.kept_parts.run import MEMORY, Ablation, Kept, KeptRuns, where_unlike
 from mechscope.interventions.metrics import Metric
 from mechscope.interventions.replace import freeze
 from mechscope.interventions.token_memory import TokenMemory
@@ -94,16 +94,22 @@ class _Listening:
         return self
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
-        kept, removed = self._of.kept.to(value.device), self._of.removed
-        if tokens.site.point == "expert_choice":
-            self._is_kept.put(tokens, kept[value].to(torch.get_default_dtype()))
-            return value
+        acts = self._listen if tokens.site.point == "expert_choice" else self._put
+        return where_unlike(value, tokens, self._of.removed.alike, acts)
+
+    def _listen(self, value: Tensor, tokens: Tokens) -> Tensor:
+        is_kept = self._of.kept.to(value.device)[value]
+        self._is_kept.put(tokens, is_kept.to(torch.get_default_dtype()))
+        return value
+
+    def _put(self, value: Tensor, tokens: Tokens) -> Tensor:
         new = value * self._is_kept.of(tokens).to(value)[..., None]
-        added = removed.added(kept, tokens)
-        if added is not None:
-            # Experts' outputs are summed, so that it does not matter in which place the sum of the others stands.
-            new = torch.cat([new[:, :1] + added.to(new).reshape(-1, 1, new.shape[-1]), new[:, 1:]], dim=1)
-        return keep_alike(value, new, removed.alike, (tokens.rows, tokens.columns))
+        added = self._of.removed.added(self._of.kept, tokens)
+        if added is None:
+            return new
+        # Experts' outputs are summed, so that it does not matter in which place the sum of the others stands.
+        added = added.to(new).reshape(-1, 1, new.shape[-1])
+        return torch.cat([new[:, :1] + added, new[:, 1:]], dim=1)
 
 
 class ExpertRuns(KeptRuns):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mechscope.engine.kept_parts.removed_latents import RemovedLatents, depends_on_values, written_by
-from mechscope.engine.kept_parts.run import keep_alike
+from mechscope.engine.kept_parts.run import where_unlike
 from mechscope.interventions.token_memory import TokenMemory
 from mechscope.models.splicing import joined_values
 from mechscope.vocabulary.errors import InterventionMismatch
@@ -64,7 +64,10 @@ class KeptLatents:
         return self if self.read == self.written else _Listening(self)
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
-        return self.put(value, self.moved(value, tokens), tokens)
+        def new(value: Tensor, tokens: Tokens) -> Tensor:
+            return self.put(value, self.moved(value, tokens), tokens)
+
+        return where_unlike(value, tokens, self.removed.alike, new)
 
     def moved(self, value: Tensor, tokens: Tokens) -> Tensor:
         """From the value read: what differs at the site written from what stands there, [n_tokens, d_out]."""
@@ -85,11 +88,9 @@ class KeptLatents:
         """The new value at the site written."""
         moved = moved.reshape(value.shape).to(value)
         if self.keeps_error:
-            new = value - moved
-        else:
-            base = self.removed.written_of(tokens)
-            new = moved if base is None else base.to(value).reshape(-1, *value.shape[1:]) + moved
-        return keep_alike(value, new, self.removed.alike, (tokens.rows, tokens.columns))
+            return value - moved
+        base = self.removed.written_of(tokens)
+        return moved if base is None else base.to(value).reshape(-1, *value.shape[1:]) + moved
 
 
 class _Listening:
@@ -104,7 +105,12 @@ class _Listening:
         return self
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
-        if tokens.site == self._kept.read:
-            self._moved.put(tokens, self._kept.moved(value, tokens))
-            return value
+        acts = self._listen if tokens.site == self._kept.read else self._put
+        return where_unlike(value, tokens, self._kept.removed.alike, acts)
+
+    def _listen(self, value: Tensor, tokens: Tokens) -> Tensor:
+        self._moved.put(tokens, self._kept.moved(value, tokens))
+        return value
+
+    def _put(self, value: Tensor, tokens: Tokens) -> Tensor:
         return self._kept.put(value, self._moved.of(tokens), tokens)

@@ -6,6 +6,7 @@ memory, and the way through the engine: one experiment a circuit, over shared pr
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from mechscope.interventions.metrics import Metric
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import PairLengthMismatch
-from mechscope.vocabulary.protocols import Write
+from mechscope.vocabulary.protocols import Tokens, Write
+from mechscope.vocabulary.sites import Site
 
 Kept = Mapping[str, np.ndarray]
 """What a circuit keeps, by site: truth values."""
@@ -127,9 +129,39 @@ class KeptRuns(ABC):
         return torch.cumsum(tokens.ids.ne(other.ids).long(), 1) == 0
 
 
-def keep_alike(value: Tensor, new: Tensor, alike: Tensor | None, at: tuple[Tensor, Tensor]) -> Tensor:
-    """The new value, but the old one at tokens (row and column) where the prompts are alike."""
+@dataclass(frozen=True)
+class SomeTokens:
+    """Some of the tokens that a write is told about; satisfies `vocabulary.protocols.Tokens`."""
+
+    rows: Tensor
+    positions: Tensor
+    columns: Tensor
+    site: Site
+    n_columns: int
+
+
+def where_unlike(
+    value: Tensor, tokens: Tokens, alike: Tensor | None, new: Callable[[Tensor, Tokens], Tensor]
+) -> Tensor:
+    """The new value of tokens in which prompts and twins may differ; that of the others stays as it is.
+
+    Args:
+        value: [n_tokens, ...].
+        tokens: Which they are.
+        alike: Tokens where nothing is removed, [batch, pos]; None: nowhere.
+        new: From some tokens' value to their new one.
+    """
     if alike is None:
-        return new
-    same = alike[at[0].cpu(), at[1].cpu()].to(value.device)
-    return torch.where(same.reshape(-1, *[1] * (value.ndim - 1)), value, new)
+        return new(value, tokens)
+    at = torch.nonzero(~alike[tokens.rows.cpu(), tokens.columns.cpu()])[:, 0]
+    if not len(at):
+        return value
+    some = SomeTokens(
+        tokens.rows[at.to(tokens.rows.device)],
+        tokens.positions[at.to(tokens.positions.device)],
+        tokens.columns[at.to(tokens.columns.device)],
+        tokens.site,
+        tokens.n_columns,
+    )
+    at = at.to(value.device)
+    return value.index_put((at,), new(value[at], some))

@@ -1,5 +1,6 @@
 """Floor 5: sparse autoencoders, transcoders, cross-layer transcoders and crosscoders."""
 
+from mechscope.dictionaries.across import train_across
 from mechscope.dictionaries.architectures.base import Architecture, register_architecture
 from mechscope.dictionaries.architectures.batch_topk import BatchTopK
 from mechscope.dictionaries.architectures.gated import Gated
@@ -19,8 +20,10 @@ from mechscope.dictionaries.evaluation.absorption import (
     first_letter_absorption,
 )
 from mechscope.dictionaries.evaluation.card import Card, card
+from mechscope.dictionaries.evaluation.comparing_models import compare_models
 from mechscope.dictionaries.evaluation.dark_matter import DarkMatter, DarkMatterSettings, dark_matter
 from mechscope.dictionaries.evaluation.estimates import Estimate, over_seeds
+from mechscope.dictionaries.evaluation.model_comparison import ModelComparison
 from mechscope.dictionaries.evaluation.probing import sparse_probing
 from mechscope.dictionaries.evaluation.result import Evaluation
 from mechscope.dictionaries.evaluation.run import evaluate
@@ -55,6 +58,7 @@ __all__ = [
     "JumpReLU",
     "MatchingPursuit",
     "Matryoshka",
+    "ModelComparison",
     "Normalization",
     "PAnneal",
     "Port",
@@ -68,6 +72,7 @@ __all__ = [
     "Training",
     "absorption",
     "card",
+    "compare_models",
     "dark_matter",
     "evaluate",
     "export",
@@ -83,6 +88,7 @@ __all__ = [
     "sparse_probing",
     "to_jumprelu",
     "train",
+    "train_across",
     "train_from",
     "train_many",
     "train_to_folder",

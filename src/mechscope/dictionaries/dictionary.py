@@ -106,9 +106,8 @@ class Dictionary:
 
     def __repr__(self) -> str:
         settings = self.settings
-        where = f"{', '.join(map(str, self.reads))}" + (
-            "" if settings.reads == settings.writes else f" -> {', '.join(map(str, self.writes))}"
-        )
+        where = ports.told(settings.reads)
+        where += "" if settings.reads == settings.writes else f" -> {ports.told(settings.writes)}"
         rule = settings.gate.rule + (f" k={settings.gate.k}" if settings.gate.k else "")
         return f"<Dictionary {self.kind} at {where}: {self.n_latents} latents, {rule}, {self.dtype}>"
 

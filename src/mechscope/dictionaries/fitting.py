@@ -1,5 +1,6 @@
 """Fitting: whether a dictionary belongs to a model: sites, widths, tokenizer."""
 
+from mechscope.dictionaries.ports import refuse_several_models
 from mechscope.dictionaries.settings import Port, Settings
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import DictionaryMismatch, SiteError
@@ -15,6 +16,7 @@ def refuse_unless_fits(settings: Settings, model: Model) -> None:
     Raises:
         DictionaryMismatch
     """
+    refuse_several_models(settings)
     problems = [
         problem for port in (*settings.reads, *settings.writes) for problem in _port_problems(port, model)
     ]

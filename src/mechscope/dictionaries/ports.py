@@ -45,7 +45,12 @@ def _tails(ports: tuple[Port, ...]) -> list[tuple[int, ...]]:
 
 
 def gathered(heard: Mapping[Site, Tensor], settings: Settings) -> Tensor:
-    """Values of the sites read, in token form, end to end: [token, d_in]; sites that are missing count as zero."""
+    """Values of the sites read, in token form, end to end: [token, d_in]; sites that are missing count as zero.
+
+    Raises:
+        DictionaryMismatch: they are sites of several models.
+    """
+    refuse_several_models(settings)
     known = next(heard[port.site] for port in settings.reads if port.site in heard).flatten(1)
     parts = [
         heard[port.site].flatten(1).to(known)
@@ -54,6 +59,27 @@ def gathered(heard: Mapping[Site, Tensor], settings: Settings) -> Tensor:
         for port in settings.reads
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def refuse_several_models(settings: Settings) -> None:
+    """Refuse a crosscoder over models where one model's values are at hand.
+
+    Raises:
+        DictionaryMismatch
+    """
+    models = list(dict.fromkeys(port.model for port in (*settings.reads, *settings.writes)))
+    if len(models) > 1:
+        raise DictionaryMismatch(
+            "This crosscoder reads several models.",
+            got="one model",
+            because=f"its codes are of the values of {', '.join(models)} at the same token, together",
+            instead="ms.dictionaries.compare_models, or dictionary.encode of all values",
+        )
+
+
+def told(sites: tuple[Port, ...]) -> str:
+    """Sites in words, with their models where those have labels."""
+    return ", ".join(f"{port.model}: {port.site}" if port.model else str(port.site) for port in sites)
 
 
 def part_at(written: Tensor, site: Site, settings: Settings) -> Tensor:
@@ -70,8 +96,9 @@ def sites_of(latent: int, settings: Settings) -> tuple[tuple[Site, ...], tuple[S
     """Sites that a latent reads, and sites that it writes.
 
     Raises:
-        DictionaryMismatch: there is no such latent.
+        DictionaryMismatch: there is no such latent, or the sites are of several models.
     """
+    refuse_several_models(settings)
     if not 0 <= latent < settings.n_latents:
         raise DictionaryMismatch(
             f"There is no latent {latent}.",

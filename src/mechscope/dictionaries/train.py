@@ -99,7 +99,7 @@ def train_many(
     trainer = Trainer(
         stream, jobs, training=training, source=source, reads_ahead=is_elsewhere, device=model.device
     )
-    return _run(trainer, folder, report)
+    return run_trainer(trainer, folder, report)
 
 
 def train_from(
@@ -129,7 +129,7 @@ def train_from(
     trainer = Trainer(
         store, jobs, training=training or Training(), source=source, reads_ahead=is_store, device=device
     )
-    return _run(trainer, folder, report)
+    return run_trainer(trainer, folder, report)
 
 
 def train_to_folder(
@@ -218,7 +218,8 @@ def _notes_of(bos: Bos | None) -> dict[str, str]:
     return {} if bos is None else {"bos": bos}
 
 
-def _run(trainer: Trainer, folder: str | Path | None, report: Reporter | None) -> list[Dictionary]:
+def run_trainer(trainer: Trainer, folder: str | Path | None, report: Reporter | None) -> list[Dictionary]:
+    """The trainer's dictionaries, in memory, or kept in a folder where it goes on."""
     if folder is None:
         return trainer.run(report=report)
     folder = Path(folder)
@@ -239,7 +240,17 @@ def _in_model(job: Job, model: Model) -> Job:
     """The job with sites as the model names them: negative layers and foreign names resolved."""
     reads = tuple(model.binding.site(site) for site in job.reads)
     writes = None if job.writes is None else tuple(model.binding.site(site) for site in job.writes)
-    maps = [str(site) for site in (*reads, *(writes or ())) if site.row.is_attention_map]
+    refuse_attention_maps((*reads, *(writes or ())))
+    return replace(job, reads=reads, writes=writes)
+
+
+def refuse_attention_maps(sites: Sequence[Site]) -> None:
+    """Refuse sites whose rows are as long as the prompt.
+
+    Raises:
+        DictionaryMismatch
+    """
+    maps = [str(site) for site in sites if site.row.is_attention_map]
     if maps:
         raise DictionaryMismatch(
             "Attention maps have no width of their own.",
@@ -247,7 +258,6 @@ def _in_model(job: Job, model: Model) -> Job:
             because="a row is as long as the prompt",
             instead="a site of the residual stream, or z",
         )
-    return replace(job, reads=reads, writes=writes)
 
 
 def _width(shape: tuple[int, ...]) -> int:

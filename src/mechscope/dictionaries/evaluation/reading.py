@@ -4,7 +4,7 @@ Refuses a dictionary that does not fit the model: a site that it does not form, 
 are not numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -116,6 +116,25 @@ def pieces(
             because="all their tokens are padding or special",
             instead="longer prompts, or skips_special=False",
         )
+
+
+def flat_values(
+    model: Model,
+    batch: TokenBatch,
+    *,
+    sites: Sequence[Site],
+    counts: Bool[Tensor, "batch pos"],
+    units: Int[Tensor, " token"],
+) -> Float[Tensor, "token d"]:
+    """Values of some sites at the tokens that count, end to end.
+
+    Raises:
+        NonFiniteActivations: a value is NaN or infinite.
+    """
+    last = None if any(site.point == "logits" for site in sites) else max(sites)
+    values = _flat(model.run(batch, capture=list(sites), stop_after=last).cache, tuple(sites), counts)
+    _refuse_unless_finite(values, values, units)
+    return values
 
 
 def _flat(cache: object, sites: tuple[Site, ...], counts: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from mechscope.dictionaries.normalizing import normalized, out_statistics, times
 from mechscope.dictionaries.settings import Gate, Normalization, Port, Settings, Source
 from mechscope.dictionaries.training.objective import Outcome, compute_outcome
 from mechscope.dictionaries.training.spec import Job, Training
+from mechscope.engine.harvest.aligned import SiteOf
 from mechscope.records.seeds import seed_for
 from mechscope.vocabulary.sites import Site
 
@@ -197,7 +198,7 @@ class Learner:
             n = block.latents.stop - block.latents.start
             d_in = block.read.stop - block.read.start
             d_out = settings.d_out if block.sites is None else len(block.sites) * settings.writes[0].width
-            decoder = _unit_rows(torch.randn(n, d_out, generator=generator, dtype=self.dtype))
+            decoder = _drawn_decoder(n, d_out, settings.writes, generator, self.dtype)
             same = settings.reads == settings.writes and not settings.is_cross_layer
             encoder = (
                 decoder.clone()
@@ -264,8 +265,7 @@ STATISTICS = ("in_mean", "in_scale", "out_mean", "out_scale")
 
 def settings_for(job: Job, training: Training, shapes: Mapping[Site, tuple[int, ...]]) -> Settings:
     """Settings of the dictionary that a job will give."""
-    reads = tuple(Port(site=site, shape=tuple(shapes[site])) for site in job.reads)
-    writes = tuple(Port(site=site, shape=tuple(shapes[site])) for site in job.targets)
+    reads, writes = (tuple(_port(site, shapes[site]) for site in side) for side in (job.reads, job.targets))
     n = job.config.width * (len(reads) if job.is_cross_layer else 1)
     rule = "none" if training.normalization == "none" else "affine"
     gate: Gate = job.config.gate()
@@ -281,6 +281,25 @@ def settings_for(job: Job, training: Training, shapes: Mapping[Site, tuple[int, 
         targets=tuple(tuple(range(i, len(writes))) for i in range(len(reads))) if job.is_cross_layer else (),
         prefixes=() if job.is_cross_layer else job.config.prefixes,
     )
+
+
+def _port(site: Site, shape: tuple[int, ...]) -> Port:
+    if isinstance(site, SiteOf):
+        return Port(site=site.bare, shape=tuple(shape), model=site.model)
+    return Port(site=site, shape=tuple(shape))
+
+
+def _drawn_decoder(
+    n: int, d_out: int, ports: tuple[Port, ...], generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    """Random rows; the same for each of several models, so that no latent begins as one model's own."""
+    widths: dict[str, list[int]] = {}
+    for port in ports:
+        widths.setdefault(port.model, []).append(port.width)
+    first, *others = widths.values()
+    if not others or any(other != first for other in others):
+        return _unit_rows(torch.randn(n, d_out, generator=generator, dtype=dtype))
+    return _unit_rows(torch.randn(n, sum(first), generator=generator, dtype=dtype).repeat(1, len(widths)))
 
 
 def _of_block(tensors: Mapping[str, Tensor], end: str) -> dict[str, Tensor]:

@@ -235,8 +235,8 @@ def measured(dictionary: Dictionary, learner: Learner, batch: Batch) -> Calibrat
     """L0 and FVU of a dictionary on a batch, and the fraction of latents that are dead."""
     settings = dictionary.settings
     with torch.no_grad():
-        x = torch.cat([batch[port.site].to(dictionary.b_dec) for port in settings.reads], dim=1)
-        y = torch.cat([batch[port.site].to(dictionary.b_dec) for port in settings.writes], dim=1)
+        x = torch.cat([batch[site].to(dictionary.b_dec) for site in learner.job.reads], dim=1)
+        y = torch.cat([batch[site].to(dictionary.b_dec) for site in learner.job.targets], dim=1)
         codes = dictionary.encode_sparse(_stacked(x, settings.reads))
         written = dictionary.decode(codes, _stacked(x, settings.reads)).reshape(len(y), -1)
         fvu = (written - y).pow(2).sum() / (y - y.mean(0)).pow(2).sum()

@@ -376,6 +376,8 @@ def test_latents_and_dictionaries_that_do_not_fit_are_refused_before_anything_is
         choose_latents(model, split, dictionaries=[], n_latents=3, errors="kept")
     with pytest.raises(InterventionMismatch, match=r"(?s)LinearCodec does not say how many"):
         attribute_latents(model, split, dictionaries=[LinearCodec(Site("resid_post", 0))])
+    with pytest.raises(NotEnoughEvidence, match=r"(?s)one part at least.*got: *0"):
+        choose_latents(model, split, dictionaries=dictionaries, n_latents=0, errors="kept")
     with pytest.raises(NotEnoughEvidence, match="no circuit"):
         evaluate_latents(model, [], split=split, dictionaries=dictionaries)
     with pytest.raises(InterventionMismatch, match="no constants"):

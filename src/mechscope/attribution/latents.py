@@ -76,7 +76,9 @@ def attribute_latents(
         blocks = list(blocks_of(model, behavior, places_of("all", model, behavior.clean, behavior.corrupt)))
         means = average_removed(model, codecs, [b.clean for b in blocks]) if removed == "mean" else {}
         for block in blocks:
-            for name, found in _Block(model, block, asked, codecs, means).effects().items():
+            for name, found in (
+                _Block(model, block, asked=asked, codecs=codecs, means=means).effects().items()
+            ):
                 add_effects(sums, name, found)
     return PartScores(
         part="latent",
@@ -95,6 +97,7 @@ class _Block:
         self,
         model: Model,
         block: Block,
+        *,
         asked: Asked,
         codecs: dict[str, CountedCodec],
         means: dict[str, RemovedLatents],
@@ -157,12 +160,13 @@ def _effects(codec: CountedCodec, own: RemovedLatents, other: RemovedLatents, gr
     along = _along(codec, own.codes, own.read, gradient)
     theirs = torch.zeros_like(own.codes) if other.codes is None else other.codes
     if other.read is None or not depends_on_values(codec):
-        latents = ((theirs - own.codes) * along).sum(0)
+        latents = (theirs - own.codes) * along
     else:
-        latents = (theirs * _along(codec, own.codes, other.read, gradient) - own.codes * along).sum(0)
+        latents = theirs * _along(codec, own.codes, other.read, gradient) - own.codes * along
     change = _written(codec, own, other).to(gradient) - own.written
-    error = (change * gradient).sum() - latents.sum()
-    return torch.cat([latents, error[None].to(latents)])
+    latents = latents.sum(0, dtype=torch.float64)
+    error = (change * gradient).sum(dtype=torch.float64).to(latents.device) - latents.sum()
+    return torch.cat([latents, error[None]])
 
 
 def _along(codec: CountedCodec, codes: Tensor, read: Tensor | None, gradient: Tensor) -> Tensor:

@@ -217,7 +217,18 @@ class PartCircuit:
 
 
 def strongest(scores: Mapping[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
-    """The n strongest parts by magnitude over all sites together, as truth values; none that scores nothing."""
+    """The n strongest parts by magnitude over all sites together, as truth values; none that scores nothing.
+
+    Raises:
+        NotEnoughEvidence: n is less than one.
+    """
+    if n < 1:
+        raise NotEnoughEvidence(
+            "A circuit keeps one part at least.",
+            got=n,
+            because="without a part it is the run that removed parts' values come from",
+            instead="1 or more",
+        )
     flat = np.abs(np.concatenate(list(scores.values())))
     order = np.argsort(-flat, kind="stable")[:n]
     kept = np.zeros(len(flat), dtype=bool)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from mechscope.models.inputs import TokenBatch
@@ -132,15 +133,22 @@ def average_removed(
     Cost: that of `record_removed` for every batch.
     """
     sums: dict[str, list[Tensor]] = {}
+    dtypes: dict[str, list[torch.dtype]] = {}
     n_tokens = 0
     for batch in batches:
         real = batch.mask.bool()
         n_tokens += int(real.sum())
         for name, one in record_removed(model, codecs, batch).items():
             assert one.codes is not None and one.written is not None
-            mine = [part[real.to(part.device)].sum(0) for part in (one.codes, one.written)]
+            parts = (one.codes, one.written)
+            mine = [part[real.to(part.device)].sum(0, dtype=torch.float64) for part in parts]
             sums[name] = [a + b for a, b in zip(sums[name], mine, strict=True)] if name in sums else mine
-    return {name: RemovedLatents(codes / n_tokens, value / n_tokens) for name, (codes, value) in sums.items()}
+            dtypes[name] = [part.dtype for part in parts]
+    means = {
+        name: [total.div(n_tokens).to(dtype) for total, dtype in zip(totals, dtypes[name], strict=True)]
+        for name, totals in sums.items()
+    }
+    return {name: RemovedLatents(codes, value) for name, (codes, value) in means.items()}
 
 
 def _rows(tensor: Tensor, tokens: Tokens) -> Tensor:

@@ -269,3 +269,13 @@ def test_a_crosscoder_over_models_is_refused_where_one_model_runs() -> None:
         training=replace(TRAINING, n_tokens=256),
     )
     assert over_layers.sites_of(0)[0] == over_layers.reads, "several sites of one model are as before"
+
+
+def test_it_is_written_and_opened_as_forks_of_dictionary_learning_do(tmp_path: Path) -> None:
+    crosscoder, found = trained(True), compared(True)
+    dictionaries.export(crosscoder, tmp_path / "theirs", format="dictionary_learning_crosscoder")
+    back = dictionaries.open(tmp_path / "theirs", site=str(SITE), model="base,tuned")
+    again = dictionaries.compare_models(back, models(True), rows(40, 2))
+    assert again.only_in("tuned").tolist() == found.only_in("tuned").tolist()
+    for name in ("shares", "presence", "density"):
+        assert np.allclose(getattr(again, name), getattr(found, name), atol=1e-4, equal_nan=True), name

@@ -20,7 +20,13 @@ from mechscope.attribution.settings import NodeSettings
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import Conventions
-from mechscope.circuits.parts.evaluation import PartEvaluation, PartMeasures, measure_kept, prompts_for
+from mechscope.circuits.parts.evaluation import (
+    PartEvaluation,
+    PartMeasures,
+    measure_kept,
+    prompts_for,
+    random_parts,
+)
 from mechscope.circuits.parts.latents import LatentCircuit, choose_latents, evaluate_latents
 from mechscope.circuits.units import UnitCircuit
 from mechscope.dictionaries.dictionary import Dictionary
@@ -320,7 +326,7 @@ def test_errors_are_ranked_with_latents_if_asked_and_always_told():
     assert set(every.resized(2).latents["resid_post.0"]) <= set(every.latents["resid_post.0"])
 
 
-def test_random_circuits_have_as_many_active_latents_at_each_site():
+def test_random_circuits_have_as_many_latents_at_each_site_of_those_that_fire():
     model, split, dictionaries = opened("llama"), pairs(), CASES["stream"]
     runs = LatentRuns(
         model,
@@ -330,13 +336,19 @@ def test_random_circuits_have_as_many_active_latents_at_each_site():
         ablation="resample",
         other=split.corrupt,
     )
-    fires = {site: which[:-1] for site, which in runs.active.items()}
-    run = [model.run(batch, capture=["resid_post.0"]) for batch in (split.clean, split.corrupt)]
-    codes = [
-        dictionaries[0].encode(one["resid_post.0"])[batch.mask.bool()]
-        for one, batch in zip(run, (split.clean, split.corrupt), strict=True)
-    ]
-    assert np.array_equal(fires["resid_post.0"], (torch.cat(codes) != 0).any(0).numpy())
+    at, real = dictionaries[0].reads[0], [split.clean.mask.bool(), split.corrupt.mask.bool()]
+    values = [model.run(batch, capture=[at])[at] for batch in (split.clean, split.corrupt)]
+    codes = torch.cat([dictionaries[0].encode(v)[mask] for v, mask in zip(values, real, strict=True)])
+    assert np.array_equal(runs.active[str(at)][:-1], (codes != 0).any(0).numpy())
+    circuit = half_of(dictionaries, ("resid_post.1",))
+    drawn = [random_parts(circuit, runs.active, seed=0, index=i) for i in range(5)]
+    for site, fires in runs.active.items():
+        n = int((circuit.kept[site] & fires).sum())
+        assert 0 < n < fires.sum()
+        for one in drawn:
+            assert one[site][:-1].sum() == n and not (one[site] & ~fires)[:-1].any()
+            assert one[site][-1] == circuit.kept[site][-1]
+    assert len({one["resid_post.0"].tobytes() for one in drawn}) > 1
 
 
 def test_circuits_scores_and_evaluations_survive_saving(tmp_path):

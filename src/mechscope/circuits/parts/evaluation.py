@@ -236,7 +236,9 @@ def evaluate_parts(
     asked: list[Kept] = [whole, none]
     for one in circuits:
         asked += [one.kept, {site: ~which for site, which in one.kept.items()}, _errors_of(one)]
-        asked += [_random(one, runs.active, measures.seed, i) for i in range(measures.n_random)]
+        asked += [
+            random_parts(one, runs.active, seed=measures.seed, index=i) for i in range(measures.n_random)
+        ]
     values = measure_kept(runs, asked, conventions)
     refuse_without_gap(values[0], values[1])
     settings = {"split": split.name, "metric": split.metric.kind, **conventions.to_json()}
@@ -282,8 +284,8 @@ def _errors_of(circuit: PartCircuit) -> dict[str, np.ndarray]:
     return found
 
 
-def _random(
-    circuit: PartCircuit, active: Mapping[str, np.ndarray], seed: int, index: int
+def random_parts(
+    circuit: PartCircuit, active: Mapping[str, np.ndarray], *, seed: int, index: int
 ) -> dict[str, np.ndarray]:
     """As many active parts at each site as the circuit keeps, and the same errors."""
     found = _errors_of(circuit)

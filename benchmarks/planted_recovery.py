@@ -15,10 +15,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mechscope.records.files import save_text
 from mechscope.specimens import planted
+
+if TYPE_CHECKING:
+    from mechscope.dictionaries.training.spec import Revival
 
 TARGET = 0.95
 ARCHITECTURES = ("topk", "batch_topk", "jumprelu", "matryoshka")
@@ -40,9 +43,10 @@ class Case:
         n_features: Planted, and the dictionary's latents.
         d_model: Of the activations.
         passes: Tokens in all, in units of those that let every feature fire 1,000 times.
-        batch: Tokens a step.
-        rate: Of Adam. Three times the trainer's own at this width, which leaves TopK unfinished after 8 passes
-            (`--rate 0.001`); chosen with seed 0.
+        batch: Tokens a step. Steps of 2,048 are too few of so many tokens (`--batch 2048`); chosen with seed 0.
+        rate: Of Adam. Three times the trainer's own at this width, which leaves TopK unfinished (`--rate 0.001`);
+            chosen with seed 0.
+        dead_after: A latent is dead after so many tokens, in units of those that hold one firing of a feature.
         seed: Of data and training.
     """
 
@@ -54,8 +58,9 @@ class Case:
     n_features: int = 4096
     d_model: int = 256
     passes: float = 8.0
-    batch: int = 2048
+    batch: int = 512
     rate: float = 3e-3
+    dead_after: float = 30.0
     seed: int = 0
 
     @property
@@ -66,6 +71,17 @@ class Case:
             n_active=self.n_active,
             n_features=self.n_features,
             d_model=self.d_model,
+        )
+
+    @property
+    def revival(self) -> "Revival":
+        """As many dead latents learn at a token as features are on at one: with more they learn mixtures."""
+        from mechscope.dictionaries.training.spec import Revival
+
+        return Revival(
+            dead_after_tokens=round(self.dead_after * self.n_features / self.n_active),
+            aux_k=round(self.n_active),
+            aux_share=1.0,
         )
 
 
@@ -102,7 +118,7 @@ def run_case(case: Case, *, device: str = "cpu") -> dict[str, Any]:
         device=device,
         is_shuffled=case.is_shuffled,
     )
-    training = Training(batch=case.batch, rate=case.rate, normalization="none", seed=case.seed)
+    training = Training(batch=case.batch, rate=case.rate, revival=case.revival, seed=case.seed)
     began = time.perf_counter()
     (dictionary,) = Trainer(
         PlantedBlocks(stream),

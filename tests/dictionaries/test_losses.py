@@ -58,10 +58,7 @@ def jumprelu(x: Tensor, p: Tensors, kind: str = "quadratic") -> Fired:
     cost = {"quadratic": (count - 1) ** 2, "step": count}.get(kind)
     if cost is None:
         cost = (config.steepness * f * p["dec"].norm(dim=1)).tanh().sum(1).mean() / (L0 * LOOSE)
-    dead = torch.zeros(F, dtype=a.dtype)
-    dead[::3] = 1
-    raised = config.revival * ((limit - p["b_enc"]).relu() * dead).sum()
-    return f, PRESSURE * (config.coefficient * cost + raised)
+    return f, PRESSURE * config.coefficient * cost
 
 
 def relu(x: Tensor, p: Tensors) -> Fired:

@@ -158,6 +158,21 @@ def test_revival_brings_dead_latents_back_and_without_it_they_stay_dead() -> Non
     assert alive_after(aux_k=0, resample_at=(0.5, 0.8)) > 0.3
 
 
+def test_dead_thresholds_come_down_to_the_living_ones_and_no_other_moves() -> None:
+    learner = trainer(JumpReLU(width=F, l0=4)).learners[0]
+    threshold = learner.params["threshold.0"]
+    with torch.no_grad():
+        threshold.copy_(torch.linspace(1.0, 2.0, F))
+        threshold[[0, F - 1]] = torch.tensor([0.5, 9.0])
+    before = threshold.detach().clone()
+    learner.look_for_dead()
+    assert torch.equal(threshold, before)  # nobody is dead
+    learner.state["since_fired"][[0, F - 1]] = 1e9
+    learner.look_for_dead()
+    assert threshold[F - 1] == before[1 : F - 1].median()
+    assert torch.equal(threshold[: F - 1], before[: F - 1])  # a lower one stays
+
+
 @pytest.mark.parametrize("kind", ["sae", "transcoder", "skip", "crosscoder"])
 def test_resampling_points_the_dead_at_a_tokens_error_and_at_its_input(kind: str) -> None:
     run = trainer(TopK(width=F, k=4), kind, n_tokens=128 * 3)

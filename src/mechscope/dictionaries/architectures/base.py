@@ -28,7 +28,6 @@ class View:
         pressure: Factor of the sparsity penalty, 0 to 1 while it warms up.
         looseness: Factor of k (or of the L0 aimed at), above 1 while it comes down.
         done: Fraction of training done, 0 to 1.
-        is_dead: True for latents that have not fired for long, [latent].
     """
 
     encoder: Encoder
@@ -37,7 +36,6 @@ class View:
     buffers: dict[str, Tensor]
     pressure: float
     done: float
-    is_dead: Tensor
     looseness: float = 1.0
 
     def loosened(self, k: float) -> int:
@@ -109,6 +107,12 @@ class Architecture:
 
     def after_step(self, tensors: Mapping[str, Tensor]) -> None:
         """Bring trained numbers back to where they are allowed, in place."""
+
+    def revive(self, tensors: Mapping[str, Tensor], is_dead: Tensor) -> None:
+        """Bring own numbers of latents that stopped firing to where they can fire again, in place.
+
+        Called whenever the trainer looks for them, with those of a block, [latent]; nothing by default.
+        """
 
     @property
     def prefixes(self) -> tuple[int, ...]:

@@ -1,7 +1,9 @@
 """JumpReLU (Rajamanoharan et al. 2024; Conerly et al. 2025): a learned threshold for each latent.
 
 Thresholds get gradients by straight-through estimators inside a band around them; they are kept themselves, not
-their logarithm, under which Adam hardly moves them.
+their logarithm, under which Adam hardly moves them. The band is wide: in a narrow one gradients are so rare that Adam
+takes each at its full step, thresholds drift off, and their latents die. Nothing lowers the threshold of a latent that
+died, so it is given the living ones' median, and AuxK can bring it back.
 """
 
 from dataclasses import dataclass
@@ -33,21 +35,19 @@ class JumpReLU(Architecture):
         sparsity: "quadratic": coefficient x (L0 / l0 - 1)^2; "step": coefficient x L0 / l0; "tanh": coefficient x
             the sum of tanh(steepness x value x decoder norm) / l0.
         coefficient: Weight of the penalty beside the mean squared error, which is 1 for a dictionary of nothing.
-        bandwidth: Of the band around a threshold, in units of normalised values.
+        bandwidth: Of the band around a threshold, in units of normalised values (Conerly et al. take 2 as well).
         start: L0 of the first batch, as a multiple of `l0`: thresholds start there.
         steepness: Of "tanh".
-        revival: Weight of raising dead latents' pre-activations towards their thresholds.
     """
 
     decoder_norm = "unit"
 
     l0: float = 32.0
     sparsity: Literal["quadratic", "step", "tanh"] = "quadratic"
-    coefficient: float = 0.1
-    bandwidth: float = 0.3
+    coefficient: float = 1.0
+    bandwidth: float = 2.0
     start: float = 4.0
     steepness: float = 4.0
-    revival: float = 3e-4
 
     def gate(self) -> Gate:
         return Gate(rule="jumprelu")
@@ -72,21 +72,17 @@ class JumpReLU(Architecture):
     def after_step(self, tensors: "Any") -> None:
         tensors["threshold"].data.clamp_min_(0.0)
 
+    def revive(self, tensors: "Any", is_dead: Tensor) -> None:
+        threshold = tensors["threshold"].data
+        threshold.copy_(torch.where(is_dead, threshold.minimum(threshold[~is_dead].median()), threshold))
+
     def _penalty(self, view: View, active: Any, values: Tensor, at: Tensor) -> Tensor:
         aim = self.l0 * view.looseness
         if self.sparsity == "tanh":
             size = values * active.at(decoder_norms(view))
-            cost = self.coefficient * per_row(view, active, (self.steepness * size).tanh()) / aim
-        else:
-            l0 = per_row(view, active, _Step.apply(active.pre, at, self.bandwidth)) / aim
-            cost = self.coefficient * ((l0 - 1) ** 2 if self.sparsity == "quadratic" else l0)
-        return cost + self._raise_dead(view) if self.revival else cost
-
-    def _raise_dead(self, view: View) -> Tensor:
-        """How far dead latents' biases lie below their thresholds: a pull that no active latent feels."""
-        assert view.encoder.bias is not None
-        gap = (view.tensors["threshold"] - view.encoder.bias).relu() * view.is_dead
-        return self.revival * gap.sum()
+            return self.coefficient * per_row(view, active, (self.steepness * size).tanh()) / aim
+        l0 = per_row(view, active, _Step.apply(active.pre, at, self.bandwidth)) / aim
+        return self.coefficient * ((l0 - 1) ** 2 if self.sparsity == "quadratic" else l0)
 
 
 class _Jump(torch.autograd.Function):

@@ -118,7 +118,6 @@ class Learner:
         """What the architecture sees of each block."""
         shift = self.params["b_dec"] if self.settings.applies_b_dec_to_input else None
         bfloat16 = wants_bfloat16(self.training.precision, self.device, self.dtype)
-        is_dead = self.state["since_fired"] >= self.training.revival.dead_after_tokens
         views: list[View] = []
         for block in self.blocks:
             end = f".{block.index}"
@@ -139,7 +138,6 @@ class Learner:
                     pressure=self.training.schedule.pressure(moment.step, moment.n_steps),
                     looseness=self.training.schedule.looseness(moment.step, moment.n_steps),
                     done=moment.done,
-                    is_dead=is_dead[block.latents],
                 )
             )
         return views
@@ -149,9 +147,13 @@ class Learner:
         self.state |= {f"{name}.{index}": value for name, value in view.buffers.items()}
 
     def look_for_dead(self) -> None:
-        """Find who is dead. Waits for the device."""
-        limit = self.training.revival.dead_after_tokens
-        self.dead = (self.state["since_fired"] >= limit).nonzero()[:, 0]
+        """Find who is dead, and let the architecture bring them near. Waits for the device."""
+        is_dead = self.state["since_fired"] >= self.training.revival.dead_after_tokens
+        self.dead = is_dead.nonzero()[:, 0]
+        for block in self.blocks if len(self.dead) else ():
+            mine = is_dead[block.latents]
+            if not mine.all():
+                self.job.config.revive(_of_block(self.params, f".{block.index}"), mine)
 
     def dead_in(self, block: Block) -> Tensor:
         """The dead latents of a block, counted from its first."""

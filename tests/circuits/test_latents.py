@@ -312,6 +312,30 @@ def test_where_the_rest_is_linear_effects_are_real_exchanges(method: str, ablati
             assert found.effects["resid_post.2"][index] == pytest.approx(real, abs=1e-9)
 
 
+def test_little_memory_gives_the_same_effects_and_the_same_circuits(monkeypatch: pytest.MonkeyPatch):
+    model, split, dictionaries = opened("llama"), padded_pairs(), CASES["all kinds"]
+    kept = half_of(dictionaries, ("z.1",)).kept
+    found: list[tuple] = []
+    with double("llama"):
+        for memory, codes in ((2**28, 2**26), (1, 1)):
+            monkeypatch.setattr("mechscope.attribution.latents._CODES", codes)
+            effects = attribute_latents(model, split, dictionaries=dictionaries, removed="mean").effects
+            runs = LatentRuns(
+                model,
+                split.clean,
+                metric=split.metric,
+                dictionaries=dictionaries,
+                ablation="mean",
+                other=split.clean,
+                memory=memory,
+            )
+            found.append((effects, runs.measure([kept, runs.whole, kept]), runs.active))
+    (effects, values, active), (less, again, fires) = found
+    assert all(np.abs(effects[site] - less[site]).max() < 1e-10 for site in effects)
+    assert np.abs(values - again).max() < 1e-10 and np.array_equal(again[0], again[2])
+    assert all(np.array_equal(active[site], fires[site]) for site in active)
+
+
 def test_errors_are_ranked_with_latents_if_asked_and_always_told():
     model, split, dictionaries = opened("llama"), pairs(), CASES["stream"]
     chosen = choose_latents(model, split, dictionaries=dictionaries, n_latents=48, errors="chosen")

@@ -4,6 +4,7 @@ Effects of a site's latents and its error add up to the effect of the whole site
 The gradient is the model's own: whatever stands behind a site, explained or not, follows.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,17 +21,29 @@ from mechscope.engine.kept_parts.removed_latents import (
     average_removed,
     depends_on_values,
     dictionaries_at,
+    numbers_per_token,
     record_removed,
 )
 from mechscope.engine.kept_parts.run import Ablation
 from mechscope.engine.pairs import Pairs, hash_of_prompts
 from mechscope.engine.places import places_of
+from mechscope.interventions.metrics import Metric
+from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.models.writing import from_token_form, to_token_form
 from mechscope.vocabulary.sites import Site
 
-_TOKENS = 4096
-"""Tokens whose dense codes and gradients exist at once."""
+_CODES = 2**26
+"""Numbers held at once: both runs' codes and values, and the gradients of one site's codes."""
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some of the pairs."""
+
+    clean: TokenBatch
+    corrupt: TokenBatch
+    metric: Metric
 
 
 def attribute_latents(
@@ -90,6 +103,16 @@ def attribute_latents(
     )
 
 
+def _cut(model: Model, pairs: Pairs, codecs: dict[str, CountedCodec]) -> list[_Some]:
+    """Pairs in order, as many at once as leave room for both runs' codes."""
+    per_row = 2 * pairs.clean.shape[1] * numbers_per_token(model, codecs)
+    rows = torch.arange(len(pairs.clean)).split(max(1, _CODES // per_row))
+    return [
+        _Some(pairs.clean.select(at), pairs.corrupt.select(at), pairs.metric.select(at.tolist()))
+        for at in rows
+    ]
+
+
 class _Block:
     """Scores of one block of pairs."""
 
@@ -122,7 +145,7 @@ class _Block:
                 _effects(
                     codec, self._rows(self.own[name], mask, at), self._rows(self.other[name], mask, at), g
                 )
-                for at, g in _pieces(real_tokens(flat, mask))
+                for at, g in _pieces(real_tokens(flat, mask), max(1, _CODES // codec.n_latents))
             ]
             found[name] = torch.stack(parts).sum(0)
         return found
@@ -149,9 +172,9 @@ class _Block:
         return RemovedLatents(cut(one.codes), cut(one.written), cut(one.read))
 
 
-def _pieces(gradient: Tensor) -> list[tuple[slice, Tensor]]:
-    starts = range(0, len(gradient), _TOKENS)
-    return [(slice(start, start + _TOKENS), gradient[start : start + _TOKENS]) for start in starts]
+def _pieces(gradient: Tensor, n_tokens: int) -> list[tuple[slice, Tensor]]:
+    starts = range(0, len(gradient), n_tokens)
+    return [(slice(start, start + n_tokens), gradient[start : start + n_tokens]) for start in starts]
 
 
 def _effects(codec: CountedCodec, own: RemovedLatents, other: RemovedLatents, gradient: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from mechscope.engine.kept_parts.removed_latents import (
     RemovedLatents,
     average_removed,
     dictionaries_at,
+    numbers_per_token,
     record_removed,
 )
 from mechscope.engine.kept_parts.run import MEMORY, Ablation, Kept, KeptRuns
@@ -84,9 +85,8 @@ class LatentRuns(KeptRuns):
         return found
 
     def _width(self, n_circuits: int) -> int:
-        d_model = self.model.d_model
-        widths = sum(2 * d_model + codec.n_latents for codec in self.codecs.values())
-        return widths + n_circuits * d_model * sum(c.reads != c.writes for c in self.codecs.values())
+        heard = sum(codec.reads != codec.writes for codec in self.codecs.values())
+        return numbers_per_token(self.model, self.codecs) + n_circuits * self.model.d_model * heard
 
     def _removed(self, tokens: TokenBatch, other: TokenBatch) -> dict[str, RemovedLatents]:
         if self.ablation != "resample":

@@ -88,6 +88,11 @@ def dictionaries_at(model: Model, dictionaries: Sequence[Any]) -> dict[str, Coun
     return {str(site): found[site] for site in sorted(found)}
 
 
+def numbers_per_token(model: Model, codecs: Mapping[str, CountedCodec]) -> int:
+    """Numbers that codes and values of a token are, at all sites."""
+    return sum(2 * model.d_model + codec.n_latents for codec in codecs.values())
+
+
 def depends_on_values(codec: Codec) -> bool:
     """Whether what codes write depends on the values that were read."""
     return not isinstance(codec, FittedCodec) or codec.needs_values

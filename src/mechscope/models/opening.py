@@ -5,6 +5,7 @@ unless asked for by name.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -105,12 +106,8 @@ def load(
         hf = hf.to(device=device)  # pyright: ignore[reportCallIssue] - the wrapper's type keeps `self`
     hf.eval()
     tokenizer = _tokenizer(source, revision, trust_remote_code)
-    identity = Identity(
-        name=str(name),
-        revision=revision or "",
-        calibration=_calibration(Path(source)),
-        is_folder=not is_bundled and Path(source).exists(),
-    )
+    identity = Identity(name=str(name), revision=revision or "", calibration=_calibration(Path(source)))
+    identity = replace(identity, is_folder=not is_bundled and Path(source).exists())
     return _open(hf, tokenizer, identity, check=check)
 
 

@@ -28,7 +28,7 @@ from mechscope.vocabulary.errors import DictionaryMismatch, NotEnoughEvidence
 
 
 def compare_models(
-    crosscoder: Dictionary, models: Mapping[str, Model], text: Inputs, *, batch_size: int = 8, seed: int = 0
+    crosscoder: Dictionary, models: Mapping[str, Model], text: Inputs, *, batch_size: int = 8
 ) -> ModelComparison:
     """Say of each latent of a crosscoder over models in which of them it is.
 
@@ -37,7 +37,6 @@ def compare_models(
         models: By these labels.
         text: Prompts that it was not trained on.
         batch_size: Prompts at a time; changes no result.
-        seed: Of the resamples.
 
     Returns:
         Decoder norms, presence, cosine and density of each latent, and FVU by model with intervals over prompts;
@@ -65,7 +64,7 @@ def compare_models(
             because="all their tokens are padding or special",
             instead="longer prompts",
         )
-    estimator = Estimator(len(whole), seed=seed)
+    estimator = Estimator(len(whole))
     figures = {label: sums.figures(estimator) for label, sums in tally.sums.items()}
     return ModelComparison(
         labels=tuple(tally.sums),
@@ -76,7 +75,7 @@ def compare_models(
         fvu={label: one["fvu"] for label, one in figures.items()},
         l0=next(iter(figures.values()))["l0"],
         n_tokens=tally.n_tokens,
-        settings={"seed": seed, "bos": whole.bos, "skips_special": crosscoder.settings.source.skips_special},
+        settings={"bos": whole.bos, "skips_special": crosscoder.settings.source.skips_special},
         dictionary=crosscoder.settings.to_json(),
         data_sha256=hash_tensors({"ids": whole.ids, "n_pad": whole.n_pad}),
     )

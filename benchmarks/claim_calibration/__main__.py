@@ -39,6 +39,12 @@ def _permuted_answers(settings: Settings) -> Rates:
     return run(settings)
 
 
+def _random_directions(settings: Settings) -> Rates:
+    from benchmarks.claim_calibration.random_directions import run
+
+    return run(settings)
+
+
 def _synthetic_tables(settings: Settings) -> Rates:
     from benchmarks.claim_calibration.synthetic_tables import run
 
@@ -57,6 +63,7 @@ PARTS: dict[str, Callable[[Settings], Rates]] = {
     "power": _power,
     "permuted-answers": _permuted_answers,
     "random-twins": _random_twins,
+    "random-directions": _random_directions,
 }
 
 

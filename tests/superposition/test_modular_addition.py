@@ -126,10 +126,10 @@ def test_training_lowers_the_training_loss(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_weight_decay_makes_it_grok_and_none_does_not(tmp_path: Path) -> None:
-    settings = {"modulus": 31, "d_model": 64, "train_share": 0.5, "n_steps": 6000}
-    grokked = run_grokking(GrokkingSettings(**settings), out=tmp_path / "grokked", checkpoint_every=1000)[-1]
+    settings = {"modulus": 31, "d_model": 64, "train_share": 0.5, "n_steps": 10_000}
+    grokked = run_grokking(GrokkingSettings(**settings), out=tmp_path / "grokked", checkpoint_every=5000)[-1]
     twin = run_grokking(
-        GrokkingSettings(**settings, weight_decay=0.0), out=tmp_path / "twin", checkpoint_every=1000
+        GrokkingSettings(**settings, weight_decay=0.0), out=tmp_path / "twin", checkpoint_every=5000
     )[-1]
     assert grokked.test_accuracy > 0.95
     assert grokked.key_frequencies

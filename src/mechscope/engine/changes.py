@@ -19,6 +19,7 @@ from mechscope.models.writing import blend, to_token_form, tokens_of
 from mechscope.vocabulary.points import POINTS
 from mechscope.vocabulary.protocols import Write
 from mechscope.vocabulary.sites import Site
+from mechscope.vocabulary.where import Where
 
 FEEDS_KEYS = frozenset({"resid_pre", "ln1", "attn_in", "k_proj", "k_pre", "k", "v", "v_proj"})
 """Points of a layer whose change reaches its keys or values."""
@@ -98,7 +99,9 @@ def _selected(write: Write, whole: Frame, columns: Tensor) -> Tensor:
     return real if chosen is None else chosen & real
 
 
-def changes_of(prepared: Prepared, base: Base, whole: Frame, rows: Tensor) -> list[Change]:
+def changes_of(
+    prepared: Prepared, base: Base, whole: Frame, rows: Tensor, known: dict[Where, Tensor] | None = None
+) -> list[Change]:
     """What an experiment's writes change in a block of prompts.
 
     Args:
@@ -106,11 +109,16 @@ def changes_of(prepared: Prepared, base: Base, whole: Frame, rows: Tensor) -> li
         base: The block's base run.
         whole: The frame of the whole batch; selections are resolved on it.
         rows: The block's rows in the batch, [n].
+        known: Tokens of selections resolved before on these rows, [n, pos]; new ones are added. A sweep's experiments
+            share theirs.
     """
     columns = torch.arange(whole.ids.shape[1])
+    known = {} if known is None else known
     found: list[Change] = []
     for write, sites in prepared:
-        selected = _selected(write, whole, columns)[rows]
+        if write.where not in known:
+            known[write.where] = _selected(write, whole, columns)[rows]
+        selected = known[write.where]
         for site in sites:
             changed = _changed(write, site, selected, base, (whole, rows))
             found.append(Change(write, site, selected, changed))

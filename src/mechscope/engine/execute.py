@@ -18,6 +18,7 @@ from mechscope.interventions.metrics import Metric
 from mechscope.models.frame import Frame
 from mechscope.models.model import Model
 from mechscope.models.resources import head_of
+from mechscope.vocabulary.where import Where
 
 Choices = tuple[int, Tensor, Tensor, Tensor, Tensor]
 """Layer; experiment, row and column of each token, [token]; its experts, [token, choice]."""
@@ -133,8 +134,9 @@ def _chunks(group: Group, base: Base, whole: Frame, rows: Tensor) -> Iterator[Ch
     chunk: Chunk = []
     n_tokens = n_reads = 0
     reads_by_metric = {id(e.metric): reads_of(e, base.frame) for e in _of_each_metric(group.experiments)}
+    known: dict[Where, Tensor] = {}
     for place in _by_first_layer(group):
-        changes = changes_of(group.prepared[place], base, whole, rows)
+        changes = changes_of(group.prepared[place], base, whole, rows, known)
         reads = reads_by_metric[id(group.experiments[place].metric)]
         sizes = _tokens_per_row(changes, reads)
         for prompt in torch.nonzero(sizes)[:, 0].tolist():

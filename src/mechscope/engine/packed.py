@@ -231,9 +231,9 @@ class Replay:
     def writer_for(self, site: Site, changes: list[tuple[int, int, Change]], tokens: PackedTokens) -> Tap:
         def write(value: Tensor) -> Tensor:
             out = value[0].clone()
-            for start, stop, change in changes:
-                first = int(torch.searchsorted(tokens.rows, start))
-                last = int(torch.searchsorted(tokens.rows, stop))
+            ends = torch.tensor([end for start, stop, _ in changes for end in (start, stop)])
+            bounds = torch.searchsorted(tokens.rows, ends).tolist()
+            for first, last, (_, _, change) in zip(bounds[::2], bounds[1::2], changes, strict=True):
                 inside = change.selected[tokens.prompts[first:last], tokens.columns[first:last]]
                 at = first + inside.nonzero()[:, 0]
                 if len(at):

@@ -100,7 +100,7 @@ def _selected(write: Write, whole: Frame, columns: Tensor) -> Tensor:
 
 
 def changes_of(
-    prepared: Prepared, base: Base, whole: Frame, rows: Tensor, *, known: dict[Where, Tensor] | None = None
+    prepared: Prepared, base: Base, *, whole: Frame, rows: Tensor, known: dict[Where, Tensor] | None = None
 ) -> list[Change]:
     """What an experiment's writes change in a block of prompts.
 

@@ -136,7 +136,7 @@ def _chunks(group: Group, base: Base, whole: Frame, rows: Tensor) -> Iterator[Ch
     reads_by_metric = {id(e.metric): reads_of(e, base.frame) for e in _of_each_metric(group.experiments)}
     known: dict[Where, Tensor] = {}
     for place in _by_first_layer(group):
-        changes = changes_of(group.prepared[place], base, whole, rows, known=known)
+        changes = changes_of(group.prepared[place], base, whole=whole, rows=rows, known=known)
         reads = reads_by_metric[id(group.experiments[place].metric)]
         sizes = _tokens_per_row(changes, reads)
         for prompt in torch.nonzero(sizes)[:, 0].tolist():

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 import mechscope as ms
 from mechscope.claims import bench as bench_module
@@ -25,6 +26,7 @@ from mechscope.claims.neurons import Neurons
 from mechscope.claims.predictions import Prediction, lowers, needs, raises, recorded, recovers
 from mechscope.claims.saved_mechanisms import mechanism_from_json
 from mechscope.claims.testing import verify_claim
+from mechscope.engine.naive import measure_logits
 from mechscope.specimens.induction import truth
 from mechscope.vocabulary.errors import BadClaim
 
@@ -60,11 +62,7 @@ def fraction(bench: EngineBench, behavior, held_out: HeldOut, mechanism, predict
 
 
 def test_the_truth_on_record_is_what_is_tested_here() -> None:
-    assert (
-        {tuple(head) for head in truth.HEADS.values()} == set(TRUE.heads)
-        if isinstance(truth.HEADS, dict)
-        else True
-    )
+    assert {tuple(head) for head in truth.HEADS} == set(TRUE.heads)
 
 
 def test_the_true_mechanism_does_the_behaviour_alone(bench, behavior, held_out) -> None:
@@ -245,6 +243,22 @@ def test_a_direction_of_means_is_the_difference_by_hand_and_remembers_its_estima
     assert np.allclose(direction.vector, (sides[0] - sides[1]).numpy(), atol=1e-6)
     assert direction.to_json()["estimate"] == "mean difference"
     assert "estimate" not in Direction("resid_post.0", (1.0,)).to_json()
+
+
+def test_a_direction_alone_is_restored_into_the_corrupt_values_of_its_site(
+    model, bench, behavior, held_out
+) -> None:
+    direction = Direction.mean_difference(model, behavior, site="resid_post.1")
+    split = behavior.held_out
+    clean, corrupt = (
+        model.run(side, capture=["resid_post.1"])["resid_post.1"] for side in (split.clean, split.corrupt)
+    )
+    unit = torch.nn.functional.normalize(direction.tensor.float(), dim=0)
+    restored = corrupt + ((clean - corrupt) @ unit)[..., None] * unit
+    logits = model.logits(split.clean, interventions=[ms.patch("resid_post.1", restored)])
+    by_hand = measure_logits(split.metric, split.clean, logits).double()
+    found = bench.measure([direction], recovers(0.1), behavior, held_out)[0]
+    assert np.allclose(found, by_hand.numpy(), atol=1e-3)
 
 
 def test_shuffled_re_estimates_have_its_norm_and_not_its_direction(model, behavior) -> None:

@@ -230,9 +230,7 @@ class EngineBench:
         if prediction.kind == "raises":
             return lambda m: _steering(m, prediction.dose)
         if prediction.kind in ("recovers", "needs"):
-            everything = self._everything(
-                split, ("mlp_post",) if _are_neurons(mechanisms) else ("z", "mlp_out")
-            )
+            everything = self._others_of(mechanisms, split)
             size = ModelSize(self._model.n_layers, self._model.n_heads)
             return lambda m: m.isolation(everything, size)
         if prediction.how == "corrupt":
@@ -244,6 +242,14 @@ class EngineBench:
     def _donor(self, mechanisms: Sequence[MeasurableMechanism], inputs: TokenBatch) -> Cache:
         sites = sorted({site for mechanism in mechanisms for site in mechanism.sites})
         return self._model.run(inputs, capture=sites).cache
+
+    def _others_of(self, mechanisms: Sequence[MeasurableMechanism], split: PairedSplit) -> Cache:
+        """The corrupt values that a mechanism alone is restored into: of heads and MLPs, of neurons, of its site."""
+        if isinstance(mechanisms[0], Direction):
+            return self._donor(mechanisms, split.corrupt)
+        return self._everything(
+            split, ("mlp_post",) if isinstance(mechanisms[0], Neurons) else ("z", "mlp_out")
+        )
 
     def _everything(self, split: PairedSplit, points: tuple[str, ...]) -> Cache:
         """The corrupt run's heads and MLPs, or its neurons, once per split."""
@@ -303,10 +309,6 @@ def _intervention(prediction: Prediction) -> tuple[Hashable, ...]:
     if prediction.kind in ("recovers", "needs"):
         return ("alone",)
     return ("along", prediction.dose) if prediction.kind == "raises" else ("without", prediction.how)
-
-
-def _are_neurons(mechanisms: Sequence[Any]) -> bool:
-    return isinstance(mechanisms[0], Neurons)
 
 
 def _no_parts(mechanism: Any) -> BadClaim:

@@ -17,7 +17,7 @@ import numpy as np
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions
-from mechscope.circuits.faithfulness import Faithfulness, refuse_without_gap
+from mechscope.circuits.faithfulness import Faithfulness, refuse_without_gap, saved_fields
 from mechscope.circuits.measures import Measures, Plan
 from mechscope.circuits.positional import PositionalCircuit, saved_circuit, shared_spans
 from mechscope.figures.prose import Cell, Table
@@ -95,12 +95,7 @@ class CircuitEvaluation(Faithfulness):
 
     def save(self, path: str | Path) -> None:
         """Write a record."""
-        arrays = {
-            "values": self.values,
-            "model": self.model_values,
-            "none": self.none_values,
-            "units": self.units,
-        }
+        arrays = self.arrays
         arrays |= {} if self.edge_needs is None else {"edge_needs": self.edge_needs}
         arrays |= {} if self.circuit.scores is None else {"scores": self.circuit.scores}
         CircuitEvaluationRecord(
@@ -120,22 +115,17 @@ class CircuitEvaluation(Faithfulness):
     def load(cls, path: str | Path) -> "CircuitEvaluation":
         """Read what `save` wrote."""
         record = CircuitEvaluationRecord.load(path)
-        settings = dict(record.settings)
         circuit = saved_circuit(
-            record.numbers["circuit"], scores=record.arrays.get("scores"), settings=settings.pop("found_by")
+            record.numbers["circuit"],
+            scores=record.arrays.get("scores"),
+            settings=record.settings["found_by"],
         )
         return cls(
             circuit=circuit,
-            values=record.arrays["values"],
-            model_values=record.arrays["model"],
-            none_values=record.arrays["none"],
-            units=record.arrays["units"],
             incompleteness=record.numbers["incompleteness"],
             edge_needs=record.arrays.get("edge_needs"),
             node_needs=record.numbers["node_needs"],
-            settings=settings,
-            model=record.model,
-            data_sha256=record.data_sha256,
+            **saved_fields(record),
         )
 
 

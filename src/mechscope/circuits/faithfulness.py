@@ -15,6 +15,7 @@ import numpy as np
 from mechscope.data.intervals import Interval, Resamples, ratio_bootstrap
 from mechscope.figures.prose import Cell
 from mechscope.records.fingerprint import ModelFingerprint
+from mechscope.records.record import Record
 from mechscope.vocabulary.errors import NotEnoughEvidence
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -122,10 +123,33 @@ class Faithfulness:
         ]
 
     @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What a record keeps of it, [pair] each; `saved_fields` reads them."""
+        return {
+            "values": self.values,
+            "model": self.model_values,
+            "none": self.none_values,
+            "units": self.units,
+        }
+
+    @property
     def said(self) -> str:
         """Its conventions in a few words."""
         names = ("ablation", "direction", "routing", "split")
         return ", ".join(f"{name} {value}" for name, value in self.settings.items() if name in names)
+
+
+def saved_fields(record: Record) -> dict[str, Any]:
+    """The fields that evaluations share, from a record; how the circuit was found is the circuit's."""
+    return {
+        "values": record.arrays["values"],
+        "model_values": record.arrays["model"],
+        "none_values": record.arrays["none"],
+        "units": record.arrays["units"],
+        "settings": {name: value for name, value in record.settings.items() if name != "found_by"},
+        "model": record.model,
+        "data_sha256": record.data_sha256,
+    }
 
 
 def refuse_without_gap(model: np.ndarray, none: np.ndarray) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mechscope.behaviors.split import Split
 from mechscope.circuits.conventions import Conventions
-from mechscope.circuits.faithfulness import Faithfulness, refuse_without_gap
+from mechscope.circuits.faithfulness import Faithfulness, refuse_without_gap, saved_fields
 from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.engine.kept_parts.run import Ablation, Kept, KeptRuns
 from mechscope.figures.prose import Cell, Table
@@ -129,14 +129,7 @@ class PartEvaluation(Faithfulness):
 
     def save(self, path: str | Path) -> None:
         """Write a record."""
-        arrays = {
-            "values": self.values,
-            "model": self.model_values,
-            "none": self.none_values,
-            "units": self.units,
-            "rest": self.rest_values,
-            "random": self.random_values,
-        }
+        arrays = self.arrays | {"rest": self.rest_values, "random": self.random_values}
         arrays |= {} if self.error_values is None else {"errors": self.error_values}
         scores = self.circuit.scores or {}
         PartEvaluationRecord(
@@ -155,7 +148,7 @@ class PartEvaluation(Faithfulness):
     def load(cls, path: str | Path) -> "PartEvaluation":
         """Read what `save` wrote."""
         record = PartEvaluationRecord.load(path)
-        settings, saved, arrays = dict(record.settings), record.numbers["circuit"], record.arrays
+        saved, arrays = record.numbers["circuit"], record.arrays
         kinds = {one.record.kind: one for one in PartCircuit.__subclasses__()}
         if saved["kind"] not in kinds:
             raise BadFile(
@@ -170,21 +163,15 @@ class PartEvaluation(Faithfulness):
             saved,
             scores=scores or None,
             unit=record.numbers["unit"],
-            settings=settings.pop("found_by"),
+            settings=record.settings["found_by"],
             model=record.model,
         )
         return cls(
             circuit=circuit,
-            values=arrays["values"],
-            model_values=arrays["model"],
-            none_values=arrays["none"],
-            units=arrays["units"],
             rest_values=arrays["rest"],
             error_values=arrays.get("errors"),
             random_values=arrays["random"],
-            settings=settings,
-            model=record.model,
-            data_sha256=record.data_sha256,
+            **saved_fields(record),
         )
 
 

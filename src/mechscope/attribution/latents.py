@@ -86,7 +86,11 @@ def attribute_latents(
     codecs = dictionaries_at(model, dictionaries)
     sums: dict[str, Tensor] = {}
     with torch.no_grad():
-        blocks = list(blocks_of(model, behavior, places_of("all", model, behavior.clean, behavior.corrupt)))
+        blocks = [
+            block
+            for some in _cut(model, behavior, codecs)
+            for block in blocks_of(model, some, places_of("all", model, some.clean, some.corrupt))
+        ]
         means = average_removed(model, codecs, [b.clean for b in blocks]) if removed == "mean" else {}
         for block in blocks:
             for name, found in (

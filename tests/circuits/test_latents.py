@@ -32,6 +32,7 @@ from mechscope.circuits.units import UnitCircuit
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.settings import Gate, Normalization, Port, Settings
 from mechscope.engine.kept_parts.latents import LatentRuns
+from mechscope.engine.kept_parts.removed_latents import record_removed
 from mechscope.engine.naive import measure_logits
 from mechscope.interventions.replace import patch
 from mechscope.models.model import Model
@@ -334,6 +335,21 @@ def test_little_memory_gives_the_same_effects_and_the_same_circuits(monkeypatch:
     assert all(np.abs(effects[site] - less[site]).max() < 1e-10 for site in effects)
     assert np.abs(values - again).max() < 1e-10 and np.array_equal(again[0], again[2])
     assert all(np.array_equal(active[site], fires[site]) for site in active)
+
+
+def test_with_little_memory_the_codes_of_one_pair_are_held_at_once(monkeypatch: pytest.MonkeyPatch):
+    rows: list[int] = []
+
+    def recorded(model, codecs, batch):
+        rows.append(len(batch))
+        return record_removed(model, codecs, batch)
+
+    monkeypatch.setattr("mechscope.attribution.latents.record_removed", recorded)
+    for codes, most in ((2**26, len(padded_pairs().clean)), (1, 1)):
+        rows.clear()
+        monkeypatch.setattr("mechscope.attribution.latents._CODES", codes)
+        attribute_latents(opened("llama"), padded_pairs(), dictionaries=CASES["all kinds"])
+        assert max(rows) == most > 0
 
 
 def test_errors_are_ranked_with_latents_if_asked_and_always_told():

@@ -10,6 +10,7 @@ batch's rows are equal is checked first, and what both hold beyond what they beg
 import ctypes
 import gc
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -160,15 +161,24 @@ def graph_lines(n_pairs: int) -> list[Line]:
     ]
 
 
-def long_lines(n_pairs: int, n_tokens: int = 200, most_mb: float = 8192) -> list[Line]:
+def long_lines(
+    n_pairs: int, n_tokens: int = 200, max_latents: int | None = None, most_mb: float = 8192
+) -> list[Line]:
     """A long prompt within a fixed memory. Cost: some minutes, once."""
     ours(4)
     graph: list[AttributionGraph] = []
-    own_mb = extra_mb(lambda: graph.append(ours(n_tokens)))
+    start = time.perf_counter()
+    own_mb = extra_mb(lambda: graph.append(ours(n_tokens, max_latents=max_latents)))
+    seconds = time.perf_counter() - start
     line = _memory_line(
         f"attribution graph of {n_tokens} tokens: extra memory", own_mb, most_mb, limit=1.0, n_pairs=1
     )
-    line.details.update(n_latents=len(graph[0].nodes.of("latent")), n_edges=graph[0].adjacency.n_edges)
+    line.details.update(
+        graph_seconds=seconds,
+        n_active=graph[0].n_active,
+        n_latents=len(graph[0].nodes.of("latent")),
+        n_edges=graph[0].adjacency.n_edges,
+    )
     return [line]
 
 

@@ -75,6 +75,12 @@ def _long_graph(n_pairs: int) -> list[Line]:
     return long_lines(n_pairs)
 
 
+def _longest_graph(n_pairs: int) -> list[Line]:
+    from benchmarks.attribution_graphs import long_lines
+
+    return long_lines(n_pairs, n_tokens=500, max_latents=7500)
+
+
 def _dictionary_steps(n_pairs: int) -> list[Line]:
     from benchmarks.dictionary_steps import step_lines
 
@@ -115,6 +121,7 @@ SUITE: dict[str, Benchmark] = {
     "circuit-sizes": partial(_circuit_sizes, 5.0),
     "attribution-graph": _graph,
     "attribution-graph-200": _long_graph,
+    "attribution-graph-500": _longest_graph,
     "steered": partial(_steered, 1, 64),
     "doses": partial(_steered, 32, 24),
     "dictionary-steps": _dictionary_steps,

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from graphs.autograd_rows import rows_by_autograd
-from graphs.frozen_cases import FAMILIES, KINDS, MORE_FAMILIES, dictionaries, exact_model, prompt
-from mechscope.graphs import build, local
+from graphs.frozen_cases import FAMILIES, KINDS, MORE_FAMILIES, batch, dictionaries, exact_model, prompt
+from mechscope.graphs import build, local, meeting
 from mechscope.graphs.build import attribution_graph
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.intervene import intervene
+from mechscope.graphs.replacement import replacements_of
 
 CLOSE = 1e-9
 TARGETS = [3, (4, 5)]
@@ -124,6 +125,40 @@ def test_the_first_layers_shortcut_changes_nothing(family: str, monkeypatch: pyt
     short = graph_of(family).adjacency.to_dense()
     monkeypatch.setattr(local, "FEW_POSITIONS", 0)
     assert np.abs(graph_of(family).adjacency.to_dense() - short).max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    "family", ["gpt2", "gemma2", "gpt_neox", "qwen3", "native_bidirectional", *SLOW_FAMILIES]
+)
+def test_wherever_sources_and_targets_meet_rows_are_the_same(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_layers = exact_model(family).n_layers
+    for kind in KINDS:
+        for mlps in (
+            ("constant", "gates") if kind == "sae" and family in ("gpt2", "gpt_neox") else ("constant",)
+        ):
+            found = []
+            for layer in range(n_layers):
+                monkeypatch.setattr(build, "choose_layer", lambda _, layer=layer: layer)
+                found.append(graph_of(family, kind, mlps=mlps).adjacency.to_dense())
+            for other in found[1:]:
+                assert np.abs(other - found[0]).max() < 1e-12, (kind, mlps)
+
+
+def test_sources_that_do_not_wait_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "choose_layer", lambda _: 1)
+    monkeypatch.setattr(meeting.Meeting, "add", lambda *_: None)
+    assert row_gap(graph_of("llama")) > 1e-3
+
+
+def test_rows_meet_on_the_way_unless_what_waits_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = exact_model("llama")
+    parts = replacements_of(model, dictionaries("llama"))
+    opened = local.open_local(model, parts, batch=batch())
+    assert 0 < meeting.choose_layer(opened) < model.n_layers
+    monkeypatch.setattr(meeting, "HELD_BYTES", 1000)
+    assert meeting.choose_layer(opened) == 0
 
 
 def test_a_budget_computes_the_same_rows_for_fewer_latents() -> None:

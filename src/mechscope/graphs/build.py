@@ -1,7 +1,7 @@
 """Build: the attribution graph of one prompt, from dictionaries to nodes and direct effects.
 
 Rows are computed for blocks of targets that read one site, last positions first, and cut at once to the sources that
-can reach them. What is held at a time does not grow with the number of targets; only the result does.
+can reach them; where all rows are wanted, sources come half of the way (`meeting`). What is held at a time does not grow with the number of targets; only the result does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +17,7 @@ from mechscope.graphs.frozen import linearization_of
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.influence import node_influence
 from mechscope.graphs.local import Active, Local, open_local
+from mechscope.graphs.meeting import Meeting, choose_layer
 from mechscope.graphs.nodes import Nodes
 from mechscope.graphs.replacement import described, replacements_of
 from mechscope.graphs.stations import LN_FINAL, PER_LAYER, layer_of, site_of
@@ -66,8 +67,8 @@ def attribution_graph(
         PointUnavailable: this model forms no attention pattern in reach, or a site that a dictionary needs.
         ShapeError: several prompts.
 
-    Cost: one forward pass; for each latent, position before it and layer below it, four products of d_model x d_model;
-        docs/methods/attribution_graphs.md.
+    Cost: one forward pass; for each latent, two products of d_model x d_model at each position and layer that it is
+        carried through, half of those before it where sources fit in memory: docs/methods/attribution_graphs.md.
     Caveat: true of the frozen model. What changes patterns is not in it: measure with `graphs.intervene`.
     """
     parts = replacements_of(model, transcoders)
@@ -107,13 +108,17 @@ class _Rows:
         self._local = local
         self._targets = targets
         self._blocks: list[tuple[int, RowBlock]] = []
+        self._meeting: Meeting | None = None
         n = local.n_sources + len(targets)
         self._totals, self._biases = np.zeros(n), np.zeros(n)
 
     def compute(self, max_latents: int | None) -> np.ndarray:
         """Compute the targets' rows and those of (the most influential) latents; returns which latents, [n]."""
-        self._logits()
         n = self._local.n_latents
+        if max_latents is None or max_latents >= n:
+            layer = choose_layer(self._local)
+            self._meeting = Meeting(self._local, layer) if layer else None
+        self._logits()
         if max_latents is None or max_latents >= n:
             for active in self._local.actives:
                 self._latents(active, torch.arange(len(active.latents)))
@@ -170,7 +175,7 @@ class _Rows:
         start = PER_LAYER * frozen.n_layers + (LN_FINAL if has_norm else 0)
         last = torch.full((len(vectors),), frozen.n_positions - 1, device=vectors.device)
         nodes = local.n_sources + np.arange(len(vectors))
-        self._emit(start, nodes, last, vectors, before_cut=False)
+        self._emit(start, nodes, last, self._down(start, last, vectors, before_cut=False), before_cut=False)
         read = frozen.value(final_site(self._model))[-1]
         self._totals[nodes] = (vectors @ read + biases).cpu()
         self._biases[nodes] = (vectors @ local.arriving_constants[start][-1] + biases).cpu()
@@ -186,14 +191,31 @@ class _Rows:
             vectors, biases = active.part.encoder_rows(active.latents[chosen])
             vectors = vectors.to(local.frozen.dtype)
             nodes = (active.first + chosen).cpu().numpy()
-            self._emit(start, nodes, positions, vectors, before_cut=before_cut)
+            if self._meeting is not None and self._meeting.is_below(active):
+                rows = self._meeting.direct(active, chosen)
+            else:
+                rows = self._down(start, positions, vectors, before_cut=before_cut)
+            self._emit(start, nodes, positions, rows, before_cut=before_cut)
             self._totals[nodes] = active.values[chosen].cpu()
             self._biases[nodes] = ((constants[positions] * vectors).sum(-1) + biases).cpu()
 
+    def _down(self, start: int, positions: Tensor, vectors: Tensor, *, before_cut: bool) -> Tensor:
+        meeting = self._meeting
+        if meeting is None:
+            return self._local.rows(start, positions, vectors=vectors, before_cut=before_cut)
+        return self._local.rows(
+            start,
+            positions,
+            vectors=vectors,
+            before_cut=before_cut,
+            floor=meeting.layer,
+            meet=meeting.add,
+        )
+
     def _emit(
-        self, start: int, nodes: np.ndarray, positions: Tensor, vectors: Tensor, *, before_cut: bool
+        self, start: int, nodes: np.ndarray, positions: Tensor, rows: Tensor, *, before_cut: bool
     ) -> None:
-        rows = self._local.rows(start, positions, vectors, before_cut=before_cut)
+        """Keep rows, [row, source], cut by position to the sources that can reach them."""
         own, counts = torch.unique_consecutive(positions, return_counts=True)
         first = 0
         for position, n in zip(own.tolist(), counts.tolist(), strict=True):

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from mechscope.figures.labelled import LabelledArray
+from mechscope.graphs.flow import Flow, Rows
 from mechscope.graphs.graph import AttributionGraph, Which
 from mechscope.graphs.intervene import open_again
-from mechscope.graphs.local import Local, per_position
+from mechscope.graphs.local import Local
 from mechscope.graphs.nodes import Node, indices_of
 from mechscope.graphs.places import Places
 from mechscope.graphs.push import push
 from mechscope.graphs.stations import ATTN_IN, ATTN_RAW, PER_LAYER
-from mechscope.graphs.sweep import Flow, Rows, Sweep
+from mechscope.graphs.sweep import Sweep
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import InterventionMismatch
 
@@ -81,11 +82,12 @@ def _gradients(local: Local, places: Places, target: Node) -> dict[int, Tensor]:
 
     def watch(station: int, flow: Flow, rows: Rows) -> None:
         dense = vector.new_zeros(local.frozen.n_positions, flow.values.shape[-1])
-        for place, gradient, _ in per_position(flow, rows):
+        for place, gradient, _ in flow.per_position(rows):
             dense[place] = gradient[0]
         seen[station] = dense
 
-    rows = Rows.of(torch.tensor([position], device=vector.device), local.frozen)
+    own = torch.tensor([position], device=vector.device)
+    rows = Rows.of_targets(own, local.frozen.n_positions, is_causal=local.frozen.is_causal)
     sweep = Sweep(local.frozen, local.cuts, rows=rows, visit=lambda *_: None, watch=watch)
     sweep.run(start, vector[None], before_cut=before_cut)
     return seen

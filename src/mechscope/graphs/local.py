@@ -5,24 +5,29 @@ constant. Sources are grouped by station and position; a source's column is its 
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from mechscope.graphs.flow import Flow, Rows
 from mechscope.graphs.frozen import Frozen, freeze_model
 from mechscope.graphs.push import push
 from mechscope.graphs.replacement import Replacement
 from mechscope.graphs.stations import MLP_OUT, PER_LAYER, site_of
-from mechscope.graphs.sweep import Cuts, Flow, Rows, Sweep
+from mechscope.graphs.sweep import Cuts, Sweep
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import DictionaryMismatch
 
 FEW_POSITIONS = 96
 """Up to so many, what first-layer heads bring of each token to each position is kept: positions squared vectors."""
+
+
+Meet = Callable[[Tensor, Flow, Rows], None]
+"""Adds to [row, source], in place, what rows that arrive at a layer have to do with sources that wait there."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -114,7 +119,16 @@ class Local:
                 found[station].append(active)
         return dict(found)
 
-    def rows(self, start: int, positions: Tensor, vectors: Tensor, *, before_cut: bool = False) -> Tensor:
+    def rows(
+        self,
+        start: int,
+        positions: Tensor,
+        *,
+        vectors: Tensor,
+        before_cut: bool = False,
+        floor: int = 0,
+        meet: Meet | None = None,
+    ) -> Tensor:
         """Direct effects of every source on what `vectors` read at `start`, [row, source].
 
         Args:
@@ -122,24 +136,34 @@ class Local:
             positions: Of each row, falling.
             vectors: [row, d_model].
             before_cut: See `Sweep.run`.
+            floor: Layer to whose input rows are carried down; sources below it are left to `meet`.
+            meet: What is done there.
 
         Cost: see `Sweep.run`, and one product of row and source for each pair that paths connect.
         """
         out = vectors.new_zeros(len(vectors), self.n_sources)
 
         def visit(station: int, flow: Flow, rows: Rows) -> None:
-            for position, gradient, window in per_position(flow, rows):
+            if meet is not None and station == PER_LAYER * floor and station not in self.cuts.written:
+                meet(out, flow, rows)
+                return
+            for position, gradient, window in flow.per_position(rows):
                 self._collect(out[window], station, position, gradient)
 
         def finish(_station: int, flow: Flow, rows: Rows) -> None:
-            for position, gradient, window in per_position(flow, rows):
+            for position, gradient, window in flow.per_position(rows):
                 carried = self._carried[position]
                 columns = slice(self.token_column, self.token_column + len(carried))
                 out[window, columns] += (carried @ gradient.T).T
 
-        rows = Rows.of(positions, self.frozen)
-        shortcut = finish if self.frozen.n_positions <= FEW_POSITIONS else None
-        sweep = Sweep(self.frozen, self.cuts, rows=rows, visit=visit, finish=shortcut)
+        sweep = Sweep(
+            self.frozen,
+            self.cuts,
+            rows=Rows.of_targets(positions, self.frozen.n_positions, is_causal=self.frozen.is_causal),
+            visit=visit,
+            finish=finish if floor == 0 and self.frozen.n_positions <= FEW_POSITIONS else None,
+            floor=floor,
+        )
         sweep.run(start, vectors, before_cut=before_cut)
         return out
 
@@ -172,23 +196,6 @@ class Local:
                 out[:, columns] += (active.written[station][low:high] @ gradient.T).T
         column = self.error_columns[station] + position
         out[:, column] += gradient @ self.errors[station][position]
-
-
-def per_position(flow: Flow, rows: Rows) -> "list[tuple[int, Tensor, slice]]":
-    """A flow cut by position: (position, gradient [alive rows, width], which rows)."""
-    if not flow.is_narrow:
-        offsets = rows.offsets
-        return [
-            (position, flow.values[offsets[position] : offsets[position + 1]], slice(0, n))
-            for position, n in enumerate(rows.n_alive)
-        ]
-    own, counts = torch.unique_consecutive(rows.own, return_counts=True)
-    found, first = [], 0
-    for position, n in zip(own.tolist(), counts.tolist(), strict=True):
-        window = slice(first, first + n)
-        found.append((position, flow.values[window], window))
-        first += n
-    return found
 
 
 def open_local(

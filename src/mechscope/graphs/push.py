@@ -1,4 +1,7 @@
-"""Push: values carried up a frozen model, the transpose of `sweep`. For biases, head loadings and tests."""
+"""Push: values carried up a frozen model at all positions, biases too. For constants, head loadings and tests.
+
+`rise` carries many sources, each at the positions that it reaches.
+"""
 
 from collections.abc import Mapping
 

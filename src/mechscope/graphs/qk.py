@@ -157,7 +157,7 @@ def _shares(
         rows.append((after @ turn).T)
         own += [position] * matrix.shape[1]
     vectors = torch.cat(rows)
-    effects = local.rows(start, torch.tensor(own, device=vectors.device), vectors)
+    effects = local.rows(start, torch.tensor(own, device=vectors.device), vectors=vectors)
     constants = (local.arriving_constants[start][own] * vectors).sum(-1)
     shares = torch.cat([effects, constants[:, None]], dim=1).unflatten(0, (len(positions), -1))
     by_position = dict(zip(sorted(positions, reverse=True), shares, strict=True))

@@ -1,21 +1,17 @@
 """Sweep: gradients of many targets carried down a frozen model, by an explicit transposed linear operator.
 
-No autograd graph: one pass over the layers for a block of rows. A row's gradient is kept at the positions that can
-reach its target only, position by position, so every product is one matrix product over all rows:
-
-    flat index = offset[position] + row, rows sorted by the target's position, last first, so that the rows alive
-    at a position are the first ones.
-
-Until the first attention a row lives at its own position alone (`is_narrow`).
+No autograd graph: one pass over the layers for a block of rows, laid out as `flow` says; a row's gradient is kept at
+the positions that can reach its target only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from mechscope.graphs.flow import Flow, Rows, sum_of
 from mechscope.graphs.frozen import Frozen, FrozenLayer, FrozenNorm
 from mechscope.graphs.stations import (
     ATTN_IN,
@@ -28,56 +24,6 @@ from mechscope.graphs.stations import (
     PER_LAYER,
     RESID_MID,
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Which rows are swept together.
-
-    Args:
-        own: Target position of each row, falling, [row].
-        n_alive: Rows alive at each position, [pos].
-    """
-
-    own: Int[Tensor, " row"]
-    n_alive: list[int]
-
-    @classmethod
-    def of(cls, positions: Tensor, frozen: Frozen) -> "Rows":
-        """Rows of targets at `positions`, which fall."""
-        if not frozen.is_causal:
-            return cls(positions, [len(positions)] * frozen.n_positions)
-        last = int(positions.max()) + 1
-        counts = torch.bincount(positions, minlength=last)
-        return cls(positions, counts.flip(0).cumsum(0).flip(0).tolist())
-
-    @property
-    def offsets(self) -> list[int]:
-        out = [0]
-        for n in self.n_alive:
-            out.append(out[-1] + n)
-        return out
-
-    @property
-    def is_rectangle(self) -> bool:
-        """Every row is alive at every position."""
-        return self.n_alive[-1] == len(self.own)
-
-    def indices(self) -> tuple[Tensor, Tensor]:
-        """Position and row of each flat entry."""
-        alive = torch.tensor(self.n_alive)
-        positions = torch.repeat_interleave(torch.arange(len(alive)), alive)
-        rows = torch.arange(len(positions)) - torch.tensor(self.offsets[:-1])[positions]
-        return positions.to(self.own.device), rows.to(self.own.device)
-
-
-@dataclass(frozen=True, eq=False)
-class Flow:
-    """A gradient at one station: narrow [row, width], each at its own position, or flat [entry, width]."""
-
-    values: Tensor
-    is_narrow: bool
-
 
 Visit = Callable[[int, Flow, Rows], None]
 """Called at every cut station with the gradient that arrives there, and at station 0."""
@@ -107,6 +53,7 @@ class Sweep:
         watch: Called at every station that a gradient passes, cut or not.
         finish: Takes the gradient at the first layer's `attn_raw` and accounts for all that lies below it, in place
             of two products of d_model x d_model for each entry. None carries it on like any other.
+        floor: Layer at whose input rows stop; `visit` gets what arrives there, at station 0 if it is the first.
     """
 
     def __init__(
@@ -118,6 +65,7 @@ class Sweep:
         visit: Visit,
         watch: Visit | None = None,
         finish: Visit | None = None,
+        floor: int = 0,
     ) -> None:
         self._frozen = frozen
         self._cuts = cuts
@@ -125,7 +73,7 @@ class Sweep:
         self._visit = visit
         self._watch = watch
         self._finish = finish
-        self._positions, self._row_of = rows.indices()
+        self._floor = floor
         self._pending: dict[int, Flow] = {}
         self._uncut = -1
 
@@ -148,7 +96,7 @@ class Sweep:
             norm = frozen.norm_final
             self._pending[top] = final if norm is None else self._through_norm(final, norm)
         stream = self._at(top, None) if start >= top else None
-        for layer in range(min(start // PER_LAYER, frozen.n_layers - 1), -1, -1):
+        for layer in range(min(start // PER_LAYER, frozen.n_layers - 1), self._floor - 1, -1):
             if start % PER_LAYER == 0 and layer == start // PER_LAYER and start < top:
                 stream = self._at(start, None)
                 continue
@@ -156,7 +104,7 @@ class Sweep:
             if stream is None and not self._pending:
                 return
         if stream is not None:
-            self._visit(0, stream, self._rows)
+            self._visit(PER_LAYER * self._floor, stream, self._rows)
 
     def _layer(self, index: int, stream: Flow | None) -> Flow | None:
         """From the gradient at a layer's output to that at its input."""
@@ -178,8 +126,8 @@ class Sweep:
         raw = self._at(base + MLP_RAW, self._scaled(out, layer.mlp_factor))
         inner = None
         if raw is not None and layer.mlp is not None:
-            hidden = self._times(raw.values @ layer.mlp.W_out.T, layer.mlp.gate, raw.is_narrow)
-            inner = Flow(hidden @ layer.mlp.W_in.T, raw.is_narrow)
+            hidden = Flow(raw.values @ layer.mlp.W_out.T, raw.is_narrow).times(layer.mlp.gate, self._rows)
+            inner = Flow(hidden.values @ layer.mlp.W_in.T, raw.is_narrow)
         return self._after_norm(self._at(base + MLP_IN, inner), layer.norm2)
 
     def _at(self, station: int, arriving: Flow | None) -> Flow | None:
@@ -199,34 +147,13 @@ class Sweep:
         return self._pending.pop(station, None)
 
     def _sum(self, a: Flow | None, b: Flow | None) -> Flow | None:
-        if a is None or b is None:
-            return b if a is None else a
-        if a.is_narrow == b.is_narrow:
-            return Flow(a.values + b.values, a.is_narrow)
-        wide, narrow = (b, a) if a.is_narrow else (a, b)
-        return Flow(wide.values.index_add(0, self._own_entries(), narrow.values), False)
-
-    def _own_entries(self) -> Tensor:
-        """Flat entry of each row's own position."""
-        offsets = torch.tensor(self._rows.offsets[:-1], device=self._rows.own.device)
-        return offsets[self._rows.own] + torch.arange(len(self._rows.own), device=self._rows.own.device)
-
-    def _position_of(self, is_narrow: bool) -> Tensor:
-        return self._rows.own if is_narrow else self._positions
-
-    def _times(self, values: Tensor, factor: Tensor, is_narrow: bool) -> Tensor:
-        return values * factor[self._position_of(is_narrow)]
+        return sum_of(a, b, self._rows)
 
     def _scaled(self, flow: Flow | None, factor: Tensor | float | None) -> Flow | None:
-        if flow is None or factor is None:
-            return flow
-        if isinstance(factor, Tensor):
-            return Flow(self._times(flow.values, factor, flow.is_narrow), flow.is_narrow)
-        return Flow(flow.values * factor, flow.is_narrow)
+        return None if flow is None else flow.times(factor, self._rows)
 
     def _through_norm(self, flow: Flow, norm: FrozenNorm) -> Flow:
-        values = norm.fold(flow.values)
-        return Flow(self._times(values, norm.inverse_scale, flow.is_narrow), flow.is_narrow)
+        return Flow(norm.fold(flow.values), flow.is_narrow).times(norm.inverse_scale, self._rows)
 
     def _after_norm(self, flow: Flow | None, norm: FrozenNorm | None) -> Flow | None:
         return flow if flow is None or norm is None else self._through_norm(flow, norm)
@@ -258,23 +185,19 @@ class Sweep:
 
     def _spread(self, mixed: Tensor, pattern: Tensor, kv: int) -> Tensor:
         """Each row's own query position to every key: [row, head, d_head] to [entry, kv_head * d_head]."""
-        weights = pattern[:, self._rows.own[self._row_of], self._positions].T  # [entry, head]
+        positions, row_of = self._rows.entries
+        weights = pattern[:, self._rows.own[row_of], positions].T  # [entry, head]
         grouped = weights.unflatten(1, (kv, -1))
-        own = mixed[self._row_of].unflatten(1, (kv, -1))
+        own = mixed[row_of].unflatten(1, (kv, -1))
         return torch.einsum("ekg,ekgd->ekd", grouped, own).flatten(1)
 
     def _mix(self, mixed: Tensor, pattern: Tensor, kv: int) -> Tensor:
         """Queries to keys: [entry, head, d_head] to [entry, kv_head * d_head]."""
-        n, n_rows = len(self._rows.n_alive), len(self._rows.own)
+        n, n_rows = self._rows.n_positions, len(self._rows.own)
         _, heads, d_head = mixed.shape
-        if not self._rows.is_rectangle:
-            dense = mixed.new_zeros(n * n_rows, heads, d_head)
-            dense[self._positions * n_rows + self._row_of] = mixed
-            mixed = dense
         group = heads // kv
-        queries = mixed.reshape(n, n_rows, kv, group, d_head).permute(2, 3, 0, 1, 4)
+        queries = self._rows.to_dense(mixed).reshape(n, n_rows, kv, group, d_head).permute(2, 3, 0, 1, 4)
         queries = queries.reshape(kv, group * n, n_rows * d_head)
         weights = pattern[:, :n, :n].reshape(kv, group * n, n)
         keys = torch.bmm(weights.transpose(1, 2), queries).reshape(kv, n, n_rows, d_head)
-        keys = keys.permute(1, 2, 0, 3).reshape(n * n_rows, kv * d_head)
-        return keys if self._rows.is_rectangle else keys[self._positions * n_rows + self._row_of]
+        return self._rows.to_flat(keys.permute(1, 2, 0, 3).reshape(n * n_rows, kv * d_head))

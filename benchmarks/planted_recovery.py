@@ -211,6 +211,7 @@ def main() -> None:
         default=["reference", "control", "table", "variants"],
         choices=["reference", "control", "table", "variants"],
     )
+    parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--passes", type=float, default=Case.passes)
     parser.add_argument("--batch", type=int, default=Case.batch)
@@ -226,7 +227,7 @@ def main() -> None:
         name: getattr(given, name) for name in ("passes", "batch", "rate", "n_features", "d_model", "seed")
     }
     for case in cases_of(given.parts, **shared):
-        if any(line["case"] == asdict(case) for line in lines):
+        if case.architecture not in given.architectures or any(one["case"] == asdict(case) for one in lines):
             continue
         lines.append(run_case(case, device=given.device))
         with given.out.open("a") as file:

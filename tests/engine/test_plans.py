@@ -95,7 +95,7 @@ def test_experiments_with_writes_at_the_entry_equal_whole_forwards(family: str, 
 
 def test_a_base_run_without_the_shared_writes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = opened("gpt2")
-    monkeypatch.setattr("mechscope.engine.execute.entry_writers", lambda *_: {})
+    monkeypatch.setattr("mechscope.engine.execute.writers_for", lambda *_: {})
     assert difference(model, experiments_of(model, cells(model, (Nudge("embed"),)))) > 1e-3
 
 

@@ -29,7 +29,7 @@ class Base:
     """What one block of prompts' base run recorded.
 
     Args:
-        frame: The block's tokens; columns are those of the whole batch.
+        frame: The block's tokens: a part of the batch, with all of its columns.
         residuals: Residual stream at each layer's input, and after the last layer, [batch, pos, d_model] each.
         arguments: Positional and keyword arguments of each layer but the residual stream.
         calls: Attention call of each layer.

@@ -7,7 +7,7 @@ a pair of prompts shares are not recomputed. The rule that follows from causalit
     after them                                    only the written positions change, until the next layer
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,80 +62,43 @@ class Change:
         return self.site.point in FEEDS_KEYS
 
 
-def entry_writers(entry: Prepared, whole: Frame, rows: Tensor) -> dict[Site, Callable[[Tensor], Tensor]]:
-    """The writes that a block's base run is under, by site, as functions of the block's values.
-
-    Args:
-        entry: Writes at the entry, with their sites, in order.
-        whole: The frame of the whole batch; selections are resolved on it.
-        rows: The block's rows in the batch, [n].
-    """
-    columns = torch.arange(whole.ids.shape[1])
-    by_site: dict[Site, list[tuple[Write, Tensor]]] = {}
-    for write, sites in entry:
-        selected = _selected(write, whole, columns)[rows]
-        for site in sites:
-            by_site.setdefault(site, []).append((write, selected))
-
-    def writer(site: Site, found: list[tuple[Write, Tensor]]) -> Callable[[Tensor], Tensor]:
-        def write_all(value: Tensor) -> Tensor:
-            for write, selected in found:
-                at_row, at_column = selected.nonzero(as_tuple=True)
-                if len(at_row):
-                    at = (at_row.to(value.device), at_column.to(value.device))
-                    tokens = tokens_of(rows[at_row], at_column, whole, site)
-                    value = value.index_put(at, blend(write, value[at], tokens))
-            return value
-
-        return write_all
-
-    return {site: writer(site, found) for site, found in by_site.items()}
-
-
-def _selected(write: Write, whole: Frame, columns: Tensor) -> Tensor:
+def _selected(write: Write, frame: Frame) -> Tensor:
     """Real tokens that a write selects, [batch, pos]."""
-    real = whole.positions(columns) >= 0
-    chosen = whole.selected(write.where, columns)
+    columns = torch.arange(frame.ids.shape[1])
+    real = frame.positions(columns) >= 0
+    chosen = frame.selected(write.where, columns)
     return real if chosen is None else chosen & real
 
 
-def changes_of(
-    prepared: Prepared, base: Base, *, whole: Frame, rows: Tensor, known: dict[Where, Tensor] | None = None
-) -> list[Change]:
+def changes_of(prepared: Prepared, base: Base, *, known: dict[Where, Tensor]) -> list[Change]:
     """What an experiment's writes change in a block of prompts.
 
     Args:
         prepared: The experiment's writes with their sites.
         base: The block's base run.
-        whole: The frame of the whole batch; selections are resolved on it.
-        rows: The block's rows in the batch, [n].
-        known: Tokens of selections resolved before on these rows, [n, pos]; new ones are added. A sweep's experiments
-            share theirs.
+        known: Tokens of selections resolved before on this block, [batch, pos]; new ones are added. A sweep's
+            experiments share theirs.
     """
-    columns = torch.arange(whole.ids.shape[1])
-    known = {} if known is None else known
     found: list[Change] = []
     for write, sites in prepared:
         if write.where not in known:
-            known[write.where] = _selected(write, whole, columns)[rows]
+            known[write.where] = _selected(write, base.frame)
         selected = known[write.where]
         for site in sites:
-            changed = _changed(write, site, selected, base, (whole, rows))
-            found.append(Change(write, site, selected, changed))
+            found.append(Change(write, site, selected, _changed(write, site, selected, base)))
     return found
 
 
-def _changed(write: Write, site: Site, selected: Tensor, base: Base, at: tuple[Frame, Tensor]) -> Tensor:
-    whole, rows = at
+def _changed(write: Write, site: Site, selected: Tensor, base: Base) -> Tensor:
     value = to_token_form(base.values[site], site.row)
-    block_rows, columns = selected.nonzero(as_tuple=True)
+    rows, columns = selected.nonzero(as_tuple=True)
     changed = torch.zeros_like(selected)
-    if len(block_rows) == 0:
+    if len(rows) == 0:
         return changed
-    old = value[block_rows.to(value.device), columns.to(value.device)]
-    new = blend(write, old, tokens_of(rows[block_rows], columns, whole, site))
+    old = value[rows.to(value.device), columns.to(value.device)]
+    new = blend(write, old, tokens_of(rows, columns, base.frame, site))
     differs = (new != old).flatten(1).any(1) if new.ndim > 1 else new != old
-    changed[block_rows, columns] = differs.to(changed.device)
+    changed[rows, columns] = differs.to(changed.device)
     return changed
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mechscope.engine.base import Base, record_base
-from mechscope.engine.changes import Change, changes_of, entry_writers, written_sites
+from mechscope.engine.changes import Change, changes_of, written_sites
 from mechscope.engine.experiment import Experiment, Results
 from mechscope.engine.late_start import measure_late
 from mechscope.engine.packed import Replay, Row, Tally
@@ -18,6 +18,7 @@ from mechscope.interventions.metrics import Metric
 from mechscope.models.frame import Frame
 from mechscope.models.model import Model
 from mechscope.models.resources import head_of
+from mechscope.models.writing import writers_for
 from mechscope.vocabulary.where import Where
 
 Choices = tuple[int, Tensor, Tensor, Tensor, Tensor]
@@ -95,16 +96,15 @@ class LocalExecutor:
         return Results(tuple(values))
 
     def _block(self, model: Model, group: Group, rows: Tensor, values: list[Tensor]) -> Iterator[int]:
-        whole = Frame.of(group.experiments[0].inputs)
-        frame = Frame(whole.ids[rows], whole.n_pad[rows], whole.n_prompt[rows])
-        writers = entry_writers(group.entry, whole, rows)
+        frame = Frame.of(group.experiments[0].inputs).part(rows)
+        writers = writers_for(group.entry, frame)
         base = record_base(model.binding, frame, written_sites(group.prepared), writers=writers)
         head = head_of(model.binding)
         _measure_unchanged(group, base, rows, (head, values))
         n_done = 0
-        for chunk in _chunks(group, base, whole, rows):
+        for chunk in _chunks(group, base):
             hears = self._keeper(group, chunk, rows) if self._keeps_choices else None
-            replay = Replay(model.binding, base, [row for _, row in chunk], rows, self.tally, hears)
+            replay = Replay(model.binding, base, [row for _, row in chunk], self.tally, hears)
             residual = replay.run()
             pieces = _pieces(group, chunk, residual, rows)
             for piece, found in zip(pieces, measure_pieces(head, pieces), strict=True):
@@ -129,14 +129,14 @@ Chunk = list[tuple[int, Row]]
 """Rows of a chunk, each with the place of its experiment in the group."""
 
 
-def _chunks(group: Group, base: Base, whole: Frame, rows: Tensor) -> Iterator[Chunk]:
+def _chunks(group: Group, base: Base) -> Iterator[Chunk]:
     """Rows that change something, cut so that a chunk holds at most the planned number of tokens."""
     chunk: Chunk = []
     n_tokens = n_reads = 0
     reads_by_metric = {id(e.metric): reads_of(e, base.frame) for e in _of_each_metric(group.experiments)}
     known: dict[Where, Tensor] = {}
     for place in _by_first_layer(group):
-        changes = changes_of(group.prepared[place], base, whole=whole, rows=rows, known=known)
+        changes = changes_of(group.prepared[place], base, known=known)
         reads = reads_by_metric[id(group.experiments[place].metric)]
         sizes = _tokens_per_row(changes, reads)
         for prompt in torch.nonzero(sizes)[:, 0].tolist():

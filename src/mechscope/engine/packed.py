@@ -21,9 +21,8 @@ from mechscope.engine.idle_projections import idle_projections
 from mechscope.engine.packed_attention import FEEDS_QUERIES, KeepKeys, PackedDesk, PackedTokens
 from mechscope.models.attention import Desk, Tap
 from mechscope.models.binding import ATTENTION_POINTS, Binding
-from mechscope.models.frame import Frame
 from mechscope.models.session import Plan, Stopped, session
-from mechscope.models.writing import SelectedTokens, blend
+from mechscope.models.writing import blend, tokens_of
 from mechscope.vocabulary.sites import Site
 
 FEWEST_QUIET_TOKENS = 64
@@ -61,7 +60,6 @@ class Replay:
         binding: An open model, held by the caller.
         base: The block's base run.
         rows: Rows of this chunk; rows of one experiment are neighbours.
-        whole_rows: Row of the whole batch of each prompt of the block, [batch].
         tally: Counts work.
         hears: Told a mixture's layer, the tokens of a call and the experts that they get, [token, choice].
     """
@@ -69,7 +67,6 @@ class Replay:
     binding: Binding
     base: Base
     rows: Sequence[Row]
-    whole_rows: Tensor
     tally: Tally = field(default_factory=Tally)
     hears: Callable[[int, PackedTokens, Tensor], None] | None = None
 
@@ -238,23 +235,11 @@ class Replay:
                 at = first + inside.nonzero()[:, 0]
                 if len(at):
                     at_value = at.to(out.device)
-                    info = self.token_info(tokens.prompts[at], tokens.columns[at], site)
+                    info = tokens_of(tokens.prompts[at], tokens.columns[at], self.base.frame, site)
                     out[at_value] = blend(change.write, out[at_value], info)
             return out[None]
 
         return write
-
-    def token_info(self, prompts: Tensor, columns: Tensor, site: Site) -> SelectedTokens:
-        frame: Frame = self.base.frame
-        n_pad = frame.n_pad[prompts]
-        return SelectedTokens(
-            rows=self.whole_rows[prompts],
-            positions=columns - n_pad,
-            columns=columns,
-            site=site,
-            n_pad=n_pad,
-            n_columns=self.base.shape[1],
-        )
 
     def _call(self, layer: int, tokens: PackedTokens, desk: Desk, writers: Mapping[Site, Tap]) -> Tensor:
         args, kwargs = self.base.arguments_for(layer, tokens.prompts, tokens.columns)

@@ -15,7 +15,7 @@ from mechscope.engine.changes import Change
 from mechscope.models.attention import Call, Tap, attend
 from mechscope.models.binding import ATTENTION_POINTS
 from mechscope.models.session import Stopped
-from mechscope.models.writing import blend, from_token_form, to_token_form
+from mechscope.models.writing import blend, from_token_form, to_token_form, tokens_of
 from mechscope.vocabulary.sites import Site
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class PackedDesk:
                 local, slot, prompts, columns = self._selected(start, stop, change, is_keys=is_keys)
                 if len(local):
                     at = (local.to(value.device), slot.to(value.device))
-                    info = self.replay.token_info(prompts, columns, site)
+                    info = tokens_of(prompts, columns, self.replay.base.frame, site)
                     rows_first[at] = blend(change.write, rows_first[at], info)
             return from_token_form(rows_first, site.row)
 

@@ -25,6 +25,7 @@ class Frame:
         n_prompt: Real tokens of each row's prompt, [batch].
         first: First column that this pass computes.
         n_room: Columns that may still be generated; selections may name them.
+        part_rows: Row of the batch that interventions speak of, of each row, [batch]; None if this is that batch.
     """
 
     ids: Tensor
@@ -32,6 +33,7 @@ class Frame:
     n_prompt: Tensor
     first: int = 0
     n_room: int = 0
+    part_rows: Tensor | None = None
 
     @classmethod
     def of(cls, batch: TokenBatch, *, n_room: int = 0) -> "Frame":
@@ -41,6 +43,18 @@ class Frame:
     def as_batch(self) -> TokenBatch:
         """The frame's tokens as a batch."""
         return TokenBatch(self.ids, self.n_pad)
+
+    def part(self, rows: Tensor) -> "Frame":
+        """Some rows, to be run on their own; the rows that interventions name stay those of the batch.
+
+        All columns are kept, so that values given by column need no moving.
+        """
+        ids, n_pad, n_prompt = self.ids[rows], self.n_pad[rows], self.n_prompt[rows]
+        return Frame(ids, n_pad, n_prompt, self.first, self.n_room, self.in_batch(rows))
+
+    def in_batch(self, rows: Tensor) -> Tensor:
+        """The rows of the batch that interventions speak of, of rows of this frame."""
+        return rows if self.part_rows is None else self.part_rows.to(rows.device)[rows]
 
     @property
     def n_rows(self) -> int:
@@ -64,9 +78,8 @@ class Frame:
             is_prompt = positions < self.n_prompt[:, None]
             chosen &= is_prompt if where.phase == "prompt" else ~is_prompt
         if where.rows is not None:
-            rows = torch.zeros(self.n_rows, dtype=torch.bool, device=chosen.device)
-            rows[list(where.rows)] = True
-            chosen &= rows[:, None]
+            wanted = torch.tensor(where.rows, dtype=torch.long)
+            chosen &= torch.isin(self._own_rows(), wanted).to(chosen.device)[:, None]
         if where.positions is not None:
             chosen &= self._named(where, positions, columns)
         return chosen
@@ -86,12 +99,15 @@ class Frame:
                 return torch.isin(self.ids[:, columns.to(self.ids.device)].to(positions.device), wanted)
             case PerRow(rows):
                 out = torch.zeros_like(positions, dtype=torch.bool)
-                for row, indices in enumerate(rows):
-                    out[row] = self._at(indices, positions[row : row + 1], end[row : row + 1])[0]
+                for row, named in enumerate(self._own_rows().tolist()):
+                    out[row] = self._at(rows[named], positions[row : row + 1], end[row : row + 1])[0]
                 return out
             case indices:
                 assert isinstance(indices, tuple)
                 return self._at(indices, positions, end)
+
+    def _own_rows(self) -> Tensor:
+        return self.in_batch(torch.arange(self.n_rows))
 
     @staticmethod
     def _at(indices: tuple[int, ...], positions: Tensor, end: Tensor) -> Tensor:

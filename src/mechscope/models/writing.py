@@ -24,7 +24,7 @@ class SelectedTokens:
     """What a write is told about the rows of a value in token form; satisfies `vocabulary.protocols.Tokens`.
 
     Args:
-        rows: Row of the batch, [n_tokens].
+        rows: Row of the batch that interventions speak of, of which a run may compute a part, [n_tokens].
         positions: Position among the row's real tokens, [n_tokens].
         columns: Column of the left-padded batch, [n_tokens].
         site: The site being written.
@@ -102,10 +102,10 @@ def write_value(write: Write, site: Site, value: Tensor, frame: Frame) -> Tensor
 
 
 def tokens_of(rows: Tensor, columns: Tensor, frame: Frame, site: Site) -> SelectedTokens:
-    """What a write is told about tokens given by row and column."""
+    """What a write is told about tokens given by row and column of a frame."""
     n_pad = frame.n_pad.to(rows.device)[rows]
     return SelectedTokens(
-        rows=rows,
+        rows=frame.in_batch(rows),
         positions=columns - n_pad,
         columns=columns,
         site=site,

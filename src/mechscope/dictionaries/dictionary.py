@@ -32,6 +32,9 @@ from mechscope.vocabulary.sites import Site
 if TYPE_CHECKING:
     from mechscope.dictionaries.evaluation.card import Card
 
+DENSE_AT_ONCE = 2**21
+"""Pre-activations that exist at a time: they stay in a processor's cache."""
+
 
 class Dictionary:
     """Latents with an encoder and a decoder.
@@ -123,15 +126,16 @@ class Dictionary:
         codes = self._encode_flat(flat)
         return codes.reshape(*leading, self.n_latents)
 
-    def encode_sparse(self, values: Float[Tensor, "..."], *, batch_tokens: int = 4096) -> SparseCodes:
+    def encode_sparse(self, values: Float[Tensor, "..."], *, batch_tokens: int | None = None) -> SparseCodes:
         """Codes of the values read, without the zeros; a token's latents stand in no order.
 
         Args:
             values: As in `encode`.
-            batch_tokens: Tokens encoded at a time: dense codes exist for so many only.
+            batch_tokens: Tokens encoded at a time: dense codes exist for so many only. None: `DENSE_AT_ONCE` numbers.
         """
         flat, leading = self._flat(values, self.settings.reads, "read")
-        parts = [self._encode_sparse(part) for part in flat.split(batch_tokens)]
+        at_once = batch_tokens or max(64, DENSE_AT_ONCE // self.n_latents)
+        parts = [self._encode_sparse(part) for part in flat.split(at_once)]
         offsets = [flat.new_zeros(1, dtype=torch.long)]
         for part in parts:
             offsets.append(part.offsets[1:] + offsets[-1][-1])

@@ -194,7 +194,7 @@ class _Build:
             return sparse.csr_matrix((high - low, n_latents), dtype=np.float32)
         values = blocks.block(index)
         read = torch.cat([values[site] for site in self.dictionary.reads], dim=1)
-        codes = self.dictionary.encode_sparse(read, batch_tokens=2048)
+        codes = self.dictionary.encode_sparse(read)
         told = blocks.tokens_of(index)
         places = corpus.offsets[told["row"].long()] + told["position"].long() - low
         return _in_text_order(codes, places, high - low)

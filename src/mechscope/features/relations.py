@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.kernels.selection import largest
 from mechscope.engine.harvest.corpus import TokenCorpus
 from mechscope.models.derived import norm_weight
 from mechscope.models.model import Model
@@ -59,9 +60,10 @@ def nearest(table: Float[Tensor, "latent width"], n: int) -> tuple[np.ndarray, n
         rows = unit[start : start + _ROWS_AT_ONCE]
         product = rows @ unit.T
         product[torch.arange(len(rows)), torch.arange(start, start + len(rows))] = -2
-        best = product.topk(n, dim=1)
-        latents.append(best.indices.int().cpu().numpy())
-        cosines.append(best.values.half().cpu().numpy())
+        some = largest(product, n)
+        found = product.gather(1, some).sort(dim=1, descending=True, stable=True)
+        latents.append(some.gather(1, found.indices).int().cpu().numpy())
+        cosines.append(found.values.half().cpu().numpy())
     return np.concatenate(latents), np.concatenate(cosines)
 
 
@@ -107,8 +109,8 @@ def _effects(model: Model, dictionary: Dictionary, n: int, norm_scale: float) ->
     found: dict[str, list[Tensor]] = {}
     for start in range(0, len(summed), _ROWS_AT_ONCE):
         logits = summed[start : start + _ROWS_AT_ONCE] @ toward
-        for name, largest in (("top", True), ("bottom", False)):
-            best = logits.topk(n, dim=1, largest=largest)
+        for name, is_top in (("top", True), ("bottom", False)):
+            best = logits.topk(n, dim=1, largest=is_top)
             found.setdefault(f"{name}/tokens", []).append(best.indices.int())
             found.setdefault(f"{name}/logits", []).append(best.values)
     return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}

@@ -1,7 +1,8 @@
 """Build: the attribution graph of one prompt, from dictionaries to nodes and direct effects.
 
 Rows are computed for blocks of targets that read one site, last positions first, and cut at once to the sources that
-can reach them; where all rows are wanted, sources come half of the way (`meeting`). What is held at a time does not grow with the number of targets; only the result does.
+can reach them; where all rows are wanted, sources come half of the way (`meeting`). What is held at a time does not
+grow with the number of targets; only the result does.
 """
 
 from collections.abc import Iterable, Sequence

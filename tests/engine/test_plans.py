@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from arithmetic_forward import in_double
+from mechscope.engine.cost import flops_per_token
 from mechscope.engine.execute import Executor, LocalExecutor, run_experiments
 from mechscope.engine.experiment import Experiment, Results
 from mechscope.engine.naive import run_naively
-from mechscope.engine.plan import Plan, flops_per_token, make_plan
+from mechscope.engine.plan import Plan, make_plan
 from mechscope.interventions.intervention import Intervention
 from mechscope.interventions.metrics import Accuracy, LogitDifference, LogProbability, answer_sets
 from mechscope.interventions.replace import edit, freeze, patch

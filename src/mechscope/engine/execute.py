@@ -83,9 +83,9 @@ class LocalExecutor:
         self.tally, self.choices = Tally(), []
         values = [torch.zeros(len(e.inputs), dtype=torch.float64) for e in plan.experiments]
         done = 0
-        for index, found in measure_late(model, plan.experiments, plan.late):
-            values[index] = found
-            done += len(plan.experiments[index].inputs)
+        for index, rows, found in measure_late(model, plan.experiments, plan.late):
+            values[index][rows] = found
+            done += len(rows)
             _tell(progress, done, plan.n_rows)
         for group in plan.groups:
             for start, stop in group.blocks:

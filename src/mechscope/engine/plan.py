@@ -2,20 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil
 
-import torch
-
-from mechscope.engine.changes import (
-    AFTER_LAYERS,
-    BEFORE_LAYERS,
-    FEEDS_KEYS,
-    Prepared,
-    is_at_the_entry,
+from mechscope.engine.changes import AFTER_LAYERS, BEFORE_LAYERS, Prepared, is_at_the_entry
+from mechscope.engine.cost import (
+    base_bytes_per_token,
+    chunk_bytes_per_token,
+    flops_per_token,
+    head_flops,
+    late_bytes_per_row,
+    token_layers,
 )
 from mechscope.engine.experiment import Experiment, groups_of
 from mechscope.engine.late_start import Late
-from mechscope.engine.naive import read_columns
-from mechscope.interventions.metrics import Reading
+from mechscope.engine.reading import readings_of
 from mechscope.interventions.resolve import resolve
 from mechscope.models.frame import Frame
 from mechscope.models.model import Model
@@ -36,16 +36,17 @@ class Cost:
         naive_flops: One whole forward with the whole vocabulary for each experiment.
         flops: This plan: base runs, replayed tokens, columns read. An upper bound: changes that turn out to
             change nothing are dropped when the plan runs.
-        peak_bytes: Largest base run plus the largest chunk.
+        peak_bytes: Activations at once: the largest base run and chunk, or the largest block of an experiment that
+            is run one by one.
         n_rows: Prompts times experiments.
-        n_whole_runs: Experiments that are run one by one, from the layer of their first change.
+        n_late: Experiments that are run one by one, from the layer of their first change.
     """
 
     naive_flops: float
     flops: float
     peak_bytes: int
     n_rows: int
-    n_whole_runs: int
+    n_late: int
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Layout:
 
     Args:
         groups: Packed work.
-        late: Experiments that are run one by one, each from the layer of its first change.
+        late: Experiments that are run one by one, each from the layer of its first change, block by block of prompts.
         experiments: All, in the order given, ablations resolved.
     """
 
@@ -106,14 +107,20 @@ class Plan(Layout):
         blocks = sum(len(group.blocks) for group in self.groups)
         lines = [
             f"{len(self.experiments)} experiments, {cost.n_rows} rows",
-            f"packed: {len(self.experiments) - cost.n_whole_runs} experiments in {len(self.groups)} groups, "
+            f"packed: {len(self.experiments) - cost.n_late} experiments in {len(self.groups)} groups, "
             f"{blocks} base runs",
-            f"one by one, from the layer of their first change: {cost.n_whole_runs}",
+            f"one by one, from the layer of their first change: {cost.n_late}{self._late_blocks()}",
             f"work: {cost.flops / 1e9:.3g} GFLOP at most; one forward per experiment: {cost.naive_flops / 1e9:.3g} "
             f"GFLOP ({saved:.1f}x)",
             f"peak memory: {cost.peak_bytes / 2**20:.0f} MiB",
         ]
         return "\n".join(lines)
+
+    def _late_blocks(self) -> str:
+        sets = {id(self.experiments[late.index].inputs): late for late in self.late}.values()
+        n_blocks = sum(ceil(len(self.experiments[late.index].inputs) / late.n_at_once) for late in sets)
+        largest = max((late.n_at_once for late in sets), default=0)
+        return f", prompts in {n_blocks} blocks of at most {largest}" if sets else ""
 
 
 def make_plan(model: Model, experiments: Sequence[Experiment], *, memory: int = DEFAULT_MEMORY) -> Plan:
@@ -128,7 +135,7 @@ def lay_out(model: Model, experiments: Sequence[Experiment], *, memory: int = DE
     Args:
         model: An open model.
         experiments: Ablations may be unresolved; their reference sets are run here, once each.
-        memory: Budget in bytes for base runs and chunks.
+        memory: Budget in bytes for the activations of base runs, chunks and blocks. One prompt's are the least.
 
     Cost: one forward pass per distinct reference set; nothing else is run.
     """
@@ -138,9 +145,9 @@ def lay_out(model: Model, experiments: Sequence[Experiment], *, memory: int = DE
     for indices in groups_of(experiments).values():
         frame = Frame.of(experiments[indices[0]].inputs)
         prepared = {index: prepare_writes(model, experiments[index].writes, frame) for index in indices}
-        alone = [index for index in indices if _must_run_alone(model, prepared[index])]
-        late += [Late.of(index, prepared[index], model.n_layers) for index in alone]
-        packed = [index for index in indices if index not in set(alone)]
+        alone = {index: prepared[index] for index in indices if _must_run_alone(model, prepared[index])}
+        late += _late_of(model, experiments, alone, memory)
+        packed = [index for index in indices if index not in alone]
         for group in _grouped_by_entry(experiments, packed, prepared):
             _cut(group, model, memory)
             groups.append(group)
@@ -186,6 +193,34 @@ def _must_run_alone(model: Model, prepared: Prepared) -> bool:
     return any(site.point in AFTER_LAYERS for _, sites in prepared for site in sites)
 
 
+def _late_of(
+    model: Model, experiments: Sequence[Experiment], prepared: Mapping[int, Prepared], memory: int
+) -> list[Late]:
+    """Experiments over one set of prompts that run one by one, all cut alike: they share a block's run."""
+    late = [Late.of(index, writes, model.n_layers) for index, writes in prepared.items()]
+    if not late:
+        return []
+    n_rows = len(experiments[late[0].index].inputs)
+    n_at_once = max(1, min(n_rows, memory // _bytes_per_row(model, experiments, late)))
+    return [replace(item, n_at_once=n_at_once) for item in late]
+
+
+def _bytes_per_row(model: Model, experiments: Sequence[Experiment], late: Sequence[Late]) -> int:
+    """Bytes that a prompt needs in the most demanding of some late experiments over the same prompts."""
+    mine = [experiments[item.index] for item in late]
+    n_starts = len({item.layer for item in late} - {0})
+    return max(
+        late_bytes_per_row(
+            model,
+            experiment.inputs.shape[1],
+            reading=reading,
+            reaches_the_end=item.reaches_the_end,
+            n_starts=n_starts,
+        )
+        for item, experiment, reading in zip(late, mine, readings_of(mine), strict=True)
+    )
+
+
 def _cut(group: Group, model: Model, memory: int) -> None:
     n_rows, n_columns = group.experiments[0].inputs.shape
     per_token = base_bytes_per_token(model)
@@ -193,18 +228,6 @@ def _cut(group: Group, model: Model, memory: int) -> None:
     group.blocks = [(start, min(start + block, n_rows)) for start in range(0, n_rows, block)]
     most = _TOKENS_PER_CALL.get(model.device.type, 4096)
     group.tokens_per_chunk = max(n_columns, min(most, memory // 2 // chunk_bytes_per_token(model, n_columns)))
-
-
-def base_bytes_per_token(model: Model) -> int:
-    """Bytes that a base run keeps per token: residual stream, queries, keys and values of every layer."""
-    width = model.d_model + model.d_head * (model.n_heads + 2 * model.n_kv_heads)
-    return (model.n_layers + 1) * width * model.dtype.itemsize
-
-
-def chunk_bytes_per_token(model: Model, n_columns: int) -> int:
-    """Bytes that a packed token needs at its widest: MLP, keys and values of its row, and its attention weights."""
-    wide = 4 * model.d_model + 3 * model.sizes.get("d_mlp", 4 * model.d_model)
-    return (wide + model.n_heads * (n_columns + 2 * model.d_head) * 2) * model.dtype.itemsize
 
 
 def foretell(model: Model, layout: Layout) -> Cost:
@@ -218,13 +241,10 @@ def foretell(model: Model, layout: Layout) -> Cost:
         rows = max(stop - start for start, stop in group.blocks)
         base = rows * inputs.shape[1] * base_bytes_per_token(model)
         peak = max(peak, base + group.tokens_per_chunk * chunk_bytes_per_token(model, inputs.shape[1]))
-        readings: dict[int, Reading] = {}
-        for experiment, prepared in zip(group.experiments, group.prepared, strict=True):
-            key = id(experiment.metric)
-            if key not in readings:
-                readings[key] = experiment.metric.reading()
-            n_tokens = _tokens_foretold(model, experiment, prepared, readings[key])
-            flops += layer * n_tokens + _head_flops(model, experiment, readings[key], vocabulary)
+        readings = readings_of(group.experiments)
+        for experiment, prepared, reading in zip(group.experiments, group.prepared, readings, strict=True):
+            flops += layer * token_layers(model, experiment, prepared, reading)
+            flops += head_flops(model, experiment, reading)
     return Cost(naive, flops, peak, layout.n_rows, len(layout.late))
 
 
@@ -232,74 +252,14 @@ def _late_cost(model: Model, experiments: Sequence[Experiment], late: Sequence[L
     """Operations and bytes of experiments that run one by one, each set of prompts once up to the last start."""
     layer, vocabulary = flops_per_token(model)
     flops, peak = 0.0, 0
-    before: dict[int, set[int]] = {}
-    for item in late:
-        experiment = experiments[item.index]
-        n_tokens = experiment.inputs.ids.numel()
-        flops += n_tokens * layer * (model.n_layers - item.layer)
-        flops += (
-            n_tokens * vocabulary
-            if item.reaches_the_end
-            else _head_flops(model, experiment, experiment.metric.reading(), vocabulary)
-        )
-        starts = before.setdefault(id(experiment.inputs), set())
-        flops += n_tokens * layer * max(0, item.layer - max(starts, default=0))
-        starts.add(item.layer)
-        n_kept = len(starts - {0}) + 1
-        peak = max(peak, n_tokens * model.d_model * n_kept * model.dtype.itemsize)
+    for members in groups_of([experiments[item.index] for item in late]).values():
+        items = [late[member] for member in members]
+        mine = [experiments[item.index] for item in items]
+        n_tokens = mine[0].inputs.ids.numel()
+        flops += n_tokens * layer * max(item.layer for item in items)
+        for item, experiment, reading in zip(items, mine, readings_of(mine), strict=True):
+            flops += n_tokens * layer * (model.n_layers - item.layer)
+            flops += n_tokens * vocabulary if item.reaches_the_end else head_flops(model, experiment, reading)
+        n_at_once = min(item.n_at_once for item in items)
+        peak = max(peak, n_at_once * _bytes_per_row(model, experiments, items))
     return flops, peak
-
-
-def flops_per_token(model: Model) -> tuple[float, float]:
-    """Floating-point operations of one token in one layer, and in the unembedding (products only)."""
-    n_parameters = sum(p.numel() for p in model.binding.layers[0].parameters() if p.ndim > 1)
-    return 2.0 * n_parameters, 2.0 * model.d_model * model.sizes["d_vocab"]
-
-
-def _head_flops(model: Model, experiment: Experiment, reading: Reading, vocabulary: float) -> float:
-    n_reads = len(experiment.inputs) * len(reading.positions)
-    if reading.columns is None:
-        return n_reads * vocabulary
-    return 2.0 * n_reads * model.d_model * reading.columns.shape[1]
-
-
-def _tokens_foretold(model: Model, experiment: Experiment, prepared: Prepared, reading: Reading) -> int:
-    """Token-layers of an experiment if every write changes everything that it selects."""
-    frame = Frame.of(experiment.inputs)
-    columns = torch.arange(frame.ids.shape[1])
-    real = frame.positions(columns) >= 0
-    reads = read_columns(frame, reading.positions)
-    reachable = real & (columns[None, :] <= reads.max(1).values[:, None])
-    dirty = torch.zeros_like(real)
-    by_layer = _written_by_layer(prepared, frame, columns, real)
-    n_layers, total, n_dirty = model.n_layers, 0, 0
-    for layer in range(n_layers):
-        # Once nothing more is written, every later position is dirty, and stays so.
-        if layer in by_layer or layer - 1 in by_layer:
-            late = torch.zeros_like(dirty)
-            for point, chosen in by_layer.get(layer, []):
-                if point in FEEDS_KEYS:
-                    dirty = dirty | chosen
-                else:
-                    late |= chosen
-            dirty = ((dirty.long().cumsum(1) > 0) | late) & reachable
-            n_dirty = int(dirty.sum())
-        if layer == n_layers - 1:
-            reading_here = torch.zeros_like(dirty).scatter(1, reads, True)
-            total += int((dirty & reading_here).sum()) + n_dirty // 4
-        else:
-            total += n_dirty
-    return total
-
-
-def _written_by_layer(
-    prepared: Prepared, frame: Frame, columns: torch.Tensor, real: torch.Tensor
-) -> dict[int, list[tuple[str, torch.Tensor]]]:
-    """Points that writes reach and the tokens that they select, by layer."""
-    by_layer: dict[int, list[tuple[str, torch.Tensor]]] = {}
-    for write, sites in prepared:
-        chosen = frame.selected(write.where, columns)
-        for site in sites:
-            here = real if chosen is None else chosen & real
-            by_layer.setdefault(site.layer or 0, []).append((site.point, here))
-    return by_layer

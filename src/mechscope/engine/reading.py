@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mechscope.engine.experiment import Experiment
 from mechscope.engine.naive import read_columns
-from mechscope.interventions.metrics import Metric
+from mechscope.interventions.metrics import Metric, Reading
 from mechscope.models.frame import Frame
 
 
@@ -27,6 +27,14 @@ class Piece:
     prompts: Tensor
     metric: Metric
     residual: Tensor
+
+
+def readings_of(experiments: Sequence[Experiment]) -> list[Reading]:
+    """What each experiment's metric reads; it is built from lists of answers, so once for each metric object."""
+    by_metric = {
+        id(metric): metric.reading() for metric in {id(e.metric): e.metric for e in experiments}.values()
+    }
+    return [by_metric[id(experiment.metric)] for experiment in experiments]
 
 
 def reads_of(experiment: Experiment, frame: Frame) -> Tensor:

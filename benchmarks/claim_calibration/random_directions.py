@@ -15,6 +15,7 @@ import numpy as np
 from benchmarks.claim_calibration.judging import Measured, predicted_size, split_of, verdict_on
 from benchmarks.claim_calibration.measuring import (
     LOWERS,
+    RECOVERS,
     Prompts,
     Source,
     behavior_of,
@@ -46,24 +47,26 @@ SPLITS = {"validation": N_VALIDATION, "held_out": N_HELD_OUT}
 def run(settings: Settings) -> Rates:
     """Claims about random directions.
 
-    Cost: 3 sites x 400 directions x 800 prompts once, then about 0.1 s a claim.
+    Cost: 3 sites x 400 directions x 800 prompts x 2 interventions once, then about 0.1 s a claim.
     """
     start = perf_counter()
     source = induction_source(settings.seed)
     tables = _tables(settings, source)
     prompts: dict[str, Prompts] = {split: prompts_of(source, split) for split in SPLITS}
-    at_metric, at_gap, cheat = Tally(), Tally(), Tally()
+    at_metric, at_gap, back, cheat = Tally(), Tally(), Tally(), Tally()
     told = settings.told("claims about random directions")
     for index in range(settings.n_claims):
         site = SITES[index % len(SITES)]
-        for tally, unit, n_tried in (
-            (at_gap, "gap", 1),
-            (at_metric, "metric", 1),
-            (cheat, "metric", N_TRIED),
+        for tally, kind, unit, n_tried in (
+            (at_gap, LOWERS, "gap", 1),
+            (at_metric, LOWERS, "metric", 1),
+            (back, RECOVERS, "gap", 1),
+            (cheat, LOWERS, "metric", N_TRIED),
         ):
             rng = generator_for(settings.seed, "random directions", index)
-            tally.add(_claim_on(tables, prompts, site, rng, unit=unit, n_tried=n_tried))
-        counts = ", ".join(str(tally.n_supported) for tally in (at_gap, at_metric, cheat))
+            of_kind = {split: tables[split, site, kind] for split in SPLITS}
+            tally.add(_claim_on(of_kind, prompts, kind, rng, unit=unit, n_tried=n_tried))
+        counts = ", ".join(str(tally.n_supported) for tally in (at_gap, at_metric, back, cheat))
         told(f"{index + 1} of {settings.n_claims}, supported: {counts}")
     fingerprint = opened(source.model).fingerprint
     return Rates(
@@ -88,6 +91,7 @@ def run(settings: Settings) -> Rates:
         tallies={
             "lowers, fraction of the gap": (Gate(kind="boundary"), at_gap),
             "lowers, the metric's unit": (Gate(kind="boundary"), at_metric),
+            "recovers, fraction of the gap": (Gate(kind="boundary"), back),
             "lowers, strongest of 20 on held-out": (Gate(kind="exceeds"), cheat),
         },
         seconds=perf_counter() - start,
@@ -95,9 +99,9 @@ def run(settings: Settings) -> Rates:
 
 
 def _claim_on(
-    tables: dict[tuple[str, str], np.ndarray],
+    tables: dict[str, np.ndarray],
     prompts: dict[str, Prompts],
-    site: str,
+    kind: str,
     rng: np.random.Generator,
     *,
     unit: str,
@@ -108,36 +112,35 @@ def _claim_on(
     tried, others = drawn[:n_tried], drawn[n_tried:]
     rows = {split: rng.choice(len(prompts[split]), size=n, replace=False) for split, n in SPLITS.items()}
     validation, held_out = (split_of(prompts[split], rows[split]) for split in SPLITS)
-    after = tables["held_out", site][:, rows["held_out"]]
+    after = tables["held_out"][:, rows["held_out"]]
     mine = int(tried[after[tried].mean(axis=1).argmin()])
-    before = tables["validation", site][mine][rows["validation"]]
-    size = predicted_size(validation, LOWERS, before, unit=unit)
-    measured = Measured(LOWERS, after[mine], after[others], float("inf"), unit)
+    before = tables["validation"][mine][rows["validation"]]
+    size = predicted_size(validation, kind, before, unit=unit)
+    measured = Measured(kind, after[mine], after[others], float("inf"), unit)
     return verdict_on(held_out, [measured], [size], seed=int(rng.integers(2**31)))
 
 
-def _tables(settings: Settings, source: Source) -> dict[tuple[str, str], np.ndarray]:
-    """The metric of every prompt with each site's mean along each direction, [direction, prompt], kept in files."""
+def _tables(settings: Settings, source: Source) -> dict[tuple[str, str, str], np.ndarray]:
+    """The metric of every prompt by split, site and kind, [direction, prompt], kept in files."""
     settings.work.mkdir(parents=True, exist_ok=True)
-    wanted = [(split, site) for split in SPLITS for site in SITES]
+    wanted = [(split, site, kind) for split in SPLITS for site in SITES for kind in (LOWERS, RECOVERS)]
     place = {one: settings.work / f"{_key(source, *one)}.safetensors" for one in wanted}
-    missing = [(source, split, site, str(place[split, site])) for split, site in wanted]
-    missing = [argument for argument in missing if not place[argument[1], argument[2]].is_file()]
+    missing = [(source, *one, str(file)) for one, file in place.items() if not file.is_file()]
     in_workers(_measure, missing, n_workers=settings.n_workers, told=settings.told("sites"))
     return {one: np.asarray(open_tensors(file)["after"]) for one, file in place.items()}
 
 
-def _key(source: Source, split: str, site: str) -> str:
-    recipe = {"source": vars(source), "split": split, "site": site, "n": N_DIRECTIONS, "kind": LOWERS}
+def _key(source: Source, split: str, site: str, kind: str) -> str:
+    recipe = {"source": vars(source), "split": split, "site": site, "n": N_DIRECTIONS, "kind": kind}
     return hash_json(recipe)[:24]
 
 
-def _measure(argument: tuple[Source, str, str, str]) -> None:
+def _measure(argument: tuple[Source, str, str, str, str]) -> None:
     from mechscope.claims.control_families import draw_family
     from mechscope.claims.controls import DIRECTIONS
     from mechscope.claims.mechanisms import Direction
 
-    source, split, site, file = argument
+    source, split, site, kind, file = argument
     model, behavior = opened(source.model), behavior_of(source)
     any_of_its_norm = Direction(site, (1.0, *[0.0] * (model.d_model - 1)))
     drawn = draw_family(
@@ -150,5 +153,5 @@ def _measure(argument: tuple[Source, str, str, str]) -> None:
     )
     bench = bench_for(model, split)
     held_out = bench.open_split(behavior, fresh_seed=None)
-    after = bench.measure(list(drawn.mechanisms), probe_of(LOWERS), behavior, held_out)
+    after = bench.measure(list(drawn.mechanisms), probe_of(kind), behavior, held_out)
     save_tensors(file, {"after": after}, metadata={})

@@ -5,16 +5,19 @@ A circuit remembers what it was asked for, so that the same discovery can be run
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import split_to_search
+from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.circuits.registry import methods
 from mechscope.models.model import Model
 from mechscope.records.canonical import to_plain
 from mechscope.vocabulary.errors import InputError, NotSerializable
+
+Found = TypeVar("Found", bound=Circuit | PartCircuit)
 
 
 def discover(
@@ -88,7 +91,7 @@ def _asked(method: str, settings: dict[str, Any], n_edges: int | None) -> dict[s
     return {"asked": asked} | ({} if n_edges is None else {"n_edges": n_edges})
 
 
-def remember(circuit: Circuit, behavior: Behavior) -> Circuit:
+def remember(circuit: Found, behavior: Behavior) -> Found:
     """The circuit with the behaviour that it was found for in its settings, as `Claim.about` reads it."""
     recorded = {"name": behavior.name, "recipe": to_plain(behavior.recipe())}
     return replace(circuit, settings={**circuit.settings, "behavior": recorded})

@@ -14,13 +14,15 @@ from jaxtyping import Float
 
 from mechscope.behaviors.rebuilding import rebuild_behavior
 from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.circuits.statistics.checks import CheckSettings, check_circuit
 from mechscope.circuits.statistics.checks_result import CircuitChecks
-from mechscope.claims.circuit_claims import measure_circuits, refuse_unless_of_edges
+from mechscope.claims.circuit_claims import measure_circuits, refuse_unless_of_parts
 from mechscope.claims.control_families import draw_family, families_for, refuse_outside
 from mechscope.claims.evidence import HeldOut
 from mechscope.claims.mechanisms import Components, Direction, MeasurableMechanism, ModelSize
 from mechscope.claims.neurons import Neurons
+from mechscope.claims.part_claims import Parts, draw_parts, measure_parts
 from mechscope.claims.predictions import Prediction, RecordedBehavior
 from mechscope.claims.testing import DrawnControls
 from mechscope.data.units import units_of
@@ -95,10 +97,12 @@ class EngineBench:
 
     def check(self, mechanism: Any, predictions: Sequence[Prediction]) -> None:
         """Refuse a site that the model lacks, steering along what has no direction, parts of what has none."""
-        if isinstance(mechanism, Circuit):
+        if isinstance(mechanism, PartCircuit):
+            raise _without_dictionaries(mechanism)
+        if isinstance(mechanism, Circuit | Parts):
             mechanism.refuse_unless_of(self._model)
             for prediction in predictions:
-                refuse_unless_of_edges(prediction)
+                refuse_unless_of_parts(prediction)
             return
         for site in mechanism.sites:
             self._model.binding.site(site)
@@ -187,6 +191,14 @@ class EngineBench:
             return measure_circuits(
                 self._model, mechanisms, prediction=prediction, split=split, progress=told
             )
+        if isinstance(mechanisms[0], Parts):
+            return measure_parts(
+                self._model,
+                mechanisms,
+                prediction=prediction,
+                split=split,  # pyright: ignore[reportArgumentType] - the splits of live behaviours
+                progress=told,
+            )
         writes = self._writers(mechanisms, prediction, behavior, split)
         experiments = [
             Experiment(inputs=split.clean, writes=tuple(writes(m)), metric=split.metric, name=m.name)
@@ -210,6 +222,12 @@ class EngineBench:
     ) -> DrawnControls:
         """Members of a control family; see `control_families`. Every prediction is held against the same."""
         train = self._live(behavior).train
+        if isinstance(mechanism, Parts) and family in families_for(mechanism):
+            few = train.select(range(min(N_REFERENCE, len(train))))
+            members, n_members = draw_parts(
+                self._model, mechanism, family=family, train=few, n_draws=n_draws, seed=seed
+            )
+            return DrawnControls(members, n_members, tuple(member.name for member in members))
         return draw_family(
             self._model,
             mechanism,
@@ -309,6 +327,15 @@ def _intervention(prediction: Prediction) -> tuple[Hashable, ...]:
     if prediction.kind in ("recovers", "needs"):
         return ("alone",)
     return ("along", prediction.dose) if prediction.kind == "raises" else ("without", prediction.how)
+
+
+def _without_dictionaries(circuit: PartCircuit) -> BadClaim:
+    return BadClaim(
+        f"A circuit of {circuit.part}s is claimed with what it takes to run it.",
+        got=circuit.name,
+        because="a claim says where its dictionaries are, if it has some",
+        instead="Claim.about(circuit), or as the mechanism Claim.about(circuit, behavior=...).mechanism",
+    )
 
 
 def _no_parts(mechanism: Any) -> BadClaim:

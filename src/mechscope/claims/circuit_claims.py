@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions
+from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.circuits.statistics.random_circuits import random_circuits
 from mechscope.claims.predictions import Prediction, RecordedBehavior, lowers, recovers
 from mechscope.records.canonical import canonical_json
@@ -20,8 +21,8 @@ from mechscope.vocabulary.errors import BadClaim, NotEnoughEvidence
 RECOVERS, LOWERS = 0.8, 0.5
 """Fractions of the gap that a claim about a circuit predicts unless told otherwise."""
 
-OF_EDGES = {"corrupt": "resample", "mean": "mean", "zero": "zero"}
-"""What removed edges carry, by the ablation value of a prediction."""
+OF_PARTS = {"corrupt": "resample", "mean": "mean", "zero": "zero"}
+"""What removed edges, latents or experts carry, by the ablation value of a prediction."""
 
 
 def circuit_predictions() -> list[Prediction]:
@@ -29,7 +30,7 @@ def circuit_predictions() -> list[Prediction]:
     return [recovers(RECOVERS), lowers(LOWERS, unit="gap", how="corrupt")]
 
 
-def behavior_of(circuit: Circuit) -> RecordedBehavior:
+def behavior_of(circuit: Circuit | PartCircuit) -> RecordedBehavior:
     """The behaviour that a circuit was found for.
 
     Raises:
@@ -66,7 +67,7 @@ def measure_circuits(
     Raises:
         BadClaim: a prediction that edges have no meaning for.
     """
-    refuse_unless_of_edges(prediction)
+    refuse_unless_of_parts(prediction)
     for circuit in circuits:
         circuit.refuse_unless_of(model)
     kept = np.stack([circuit.kept for circuit in circuits])
@@ -75,25 +76,25 @@ def measure_circuits(
         if prediction.kind == "needs":
             return np.stack([_least_needed(runs, mask) for mask in kept])
         return runs.measure(kept, progress=progress)
-    ablation: Any = OF_EDGES[prediction.how]
+    ablation: Any = OF_PARTS[prediction.how]
     return CircuitRuns(model, split, conventions=Conventions(ablation=ablation)).measure(
         ~kept, progress=progress
     )
 
 
-def refuse_unless_of_edges(prediction: Prediction) -> None:
-    """Refuse a prediction that edges have no meaning for.
+def refuse_unless_of_parts(prediction: Prediction) -> None:
+    """Refuse a prediction that a circuit's edges, latents or experts have no meaning for.
 
     Raises:
-        BadClaim: steering, or a value that removed edges can't carry.
+        BadClaim: steering, or a value that removed parts can't carry.
     """
     if prediction.kind in ("recovers", "needs"):
         return
-    if prediction.kind not in ("lowers", "spares") or prediction.how not in OF_EDGES:
+    if prediction.kind not in ("lowers", "spares") or prediction.how not in OF_PARTS:
         raise BadClaim(
             f"{prediction.kind} by {prediction.how} can't be predicted of a circuit",
             got=str(prediction),
-            because="edges are removed by the corrupt value, a mean or zero, and can't be steered along",
+            because="its parts are removed by the corrupt value, a mean or zero, and can't be steered along",
             instead='recovers(0.8), lowers(0.5, unit="gap", how="corrupt")',
         )
 

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import mechscope.claims.claim_file
     import mechscope.claims.verdict
     from mechscope.circuits.circuit import Circuit
+    from mechscope.circuits.parts.circuit import PartCircuit
     from mechscope.circuits.statistics.checks import CheckSettings
+    from mechscope.dictionaries.dictionary import Dictionary
 
 FORMAT = 1
 FIELDS = ("statement", "behavior", "mechanism", "predictions", "controls", "seed", "software", "format")
@@ -178,8 +180,9 @@ class Claim:
     @classmethod
     def about(
         cls,
-        circuit: "Circuit",
+        circuit: "Circuit | PartCircuit",
         *,
+        dictionaries: "Sequence[Dictionary | str | Path] | None" = None,
         behavior: Behavior | None = None,
         predictions: Sequence[Prediction] | None = None,
         statement: str = "",
@@ -187,11 +190,14 @@ class Claim:
     ) -> "Claim":
         """A claim about a circuit: alone it recovers at least 80% of the gap, and without it at least half is lost.
 
-        Its controls are random connected circuits of the same size that share no edge with it. When it is tested, the
-        verdict also holds everything else that a circuit can be held against, shown beside (`verdict.checks`).
+        Its controls are random circuits of its size that share nothing with it: connected ones of as many edges, or as
+        many latents or experts at each site (where too few of these are left, at any). When a claim about edges is
+        tested, the verdict also holds everything else that they can be held against, shown beside (`verdict.checks`).
 
         Args:
-            circuit: As `ms.discover` found it.
+            circuit: As `ms.discover`, `ms.circuits.choose_latents` or `choose_experts` found it.
+            dictionaries: Of latents: theirs, open or by place ("village/mlp.*", a folder). The file says where they
+                are, so give places if somebody else is to verify it. By default those that ship with the model.
             behavior: Whose held-out prompts decide; by default the one that it was found for.
             predictions: Others than the two above.
             statement: One sentence of your own.
@@ -199,17 +205,29 @@ class Claim:
 
         Raises:
             BadClaim: the circuit does not say which behaviour it is for, and none is given.
+            BadFile, DictionaryMismatch: the dictionaries of latents are missing, or others.
         """
+        from mechscope.circuits.parts.circuit import PartCircuit
         from mechscope.claims.circuit_claims import behavior_of, circuit_predictions
+        from mechscope.claims.part_claims import Parts, family_for_parts
 
         meant = behavior_of(circuit) if behavior is None else behavior
         how = f" found by {circuit.settings['method']}" if "method" in circuit.settings else ""
+        mechanism: NamedMechanism = circuit
+        of, controls = "edges", RIVALS
+        if isinstance(circuit, PartCircuit):
+            mechanism = Parts.of(circuit, dictionaries)
+            of, controls = f"{circuit.part}s", family_for_parts(mechanism)
+        elif dictionaries is not None:
+            raise BadClaim(
+                "edges are not read by dictionaries", got=circuit.name, instead="Claim.about(circuit)"
+            )
         return cls(
-            statement or f"The circuit of {len(circuit)} edges{how} carries {meant.name}",
+            statement or f"The circuit of {len(circuit)} {of}{how} carries {meant.name}",
             behavior=meant,
-            mechanism=circuit,
+            mechanism=mechanism,
             predictions=circuit_predictions() if predictions is None else predictions,
-            controls=RIVALS,
+            controls=controls,
             seed=seed,
         )
 

@@ -6,7 +6,10 @@
     covariance-matched directions   at a direction's site, spread as the activations are, of its norm
     label-shuffled re-estimates     a direction estimated again from labels in another order, of its norm
     the mechanism's own rivals      of a kind that this project does not know, as `RivalledMechanism` says
-    random circuits                 connected, of a circuit's size, none of its edges
+    random circuits                 connected, of a circuit's size, none of its edges; of latents or experts as many
+                                    at each site, of those that are active, none of its own
+
+Circuits of latents or experts can also be held against as many at any layer; both are drawn in `part_claims.py`.
 
 The first two are enumerable: all members are measured where there are at most 1,000. A family of fewer than 39
 members is shown as a rank and can't gate; the others are always available.
@@ -44,6 +47,7 @@ from mechscope.claims.mechanisms import (
     values_at,
 )
 from mechscope.claims.neurons import Neurons
+from mechscope.claims.part_claims import Parts
 from mechscope.claims.rule import FEWEST_THAT_GATE
 from mechscope.claims.subspaces import matched_directions, random_subspaces
 from mechscope.claims.testing import DrawnControls
@@ -125,6 +129,8 @@ def families_for(mechanism: Any) -> tuple[str, ...]:
     match mechanism:
         case Circuit():
             return (RIVALS,)
+        case Parts():
+            return (RIVALS, ANY_LAYER)
         case Direction():
             return (DIRECTIONS, SUBSPACES, *([] if mechanism.position is None else [SHUFFLED]))
         case Neurons():

@@ -106,8 +106,9 @@ def _free_and_counts(
     anywhere: bool,
 ) -> tuple[dict[Hashable, list[Hashable]], dict[Hashable, int]]:
     _refuse_unless_inside(mechanism, universe)
+    own = {g: set(mechanism.get(g, ())) for g in universe}
     free: dict[Hashable, list[Hashable]] = {
-        g: [m for m in universe[g] if m not in set(mechanism.get(g, ()))] for g in universe
+        g: [m for m in members if m not in own[g]] for g, members in universe.items()
     }
     counts: dict[Hashable, int] = {g: len(set(members)) for g, members in mechanism.items() if members}
     if not anywhere:
@@ -156,9 +157,8 @@ def _regroup(selection: Selection, anywhere: bool) -> Selection:
 def _refuse_unless_inside(
     mechanism: Mapping[Hashable, Sequence[Hashable]], universe: Mapping[Hashable, Sequence[Hashable]]
 ) -> None:
-    strange = [
-        (g, m) for g, members in mechanism.items() for m in members if m not in set(universe.get(g, ()))
-    ]
+    known = {g: set(universe.get(g, ())) for g in mechanism}
+    strange = [(g, m) for g, members in mechanism.items() for m in members if m not in known[g]]
     if strange or not any(mechanism.values()):
         raise BadClaim(
             "controls need a mechanism inside its universe",

@@ -1,19 +1,34 @@
 """From what a claim file remembers of a mechanism back to the mechanism. Refuses kinds that are not saved whole."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.parts.experts import ExpertCircuit
+from mechscope.circuits.parts.latents import LatentCircuit
 from mechscope.claims.mechanisms import Components, Direction
 from mechscope.claims.neurons import Neurons
+from mechscope.claims.part_claims import Parts
 from mechscope.vocabulary.errors import BadClaim
 
 
-def mechanism_from_json(saved: Mapping[str, Any]) -> Components | Neurons | Direction | Circuit:
+def mechanism_from_json(
+    saved: Mapping[str, Any],
+    *,
+    dictionaries: Sequence[str | Path] = (),
+    beside: Path | None = None,
+) -> Components | Neurons | Direction | Circuit | Parts:
     """Rebuild a mechanism that a claim file remembers.
+
+    Args:
+        saved: From the file.
+        dictionaries: Of a circuit of latents: where its dictionaries are, if not where the file says.
+        beside: The file's folder: they are looked for there too.
 
     Raises:
         BadClaim: another kind; components, neurons, directions and circuits are saved whole.
+        BadFile, DictionaryMismatch: the dictionaries of latents are nowhere, or others.
     """
     match saved.get("kind"):
         case "components":
@@ -24,10 +39,12 @@ def mechanism_from_json(saved: Mapping[str, Any]) -> Components | Neurons | Dire
             return Direction(saved["site"], tuple(saved["vector"]), saved["label"], saved.get("position"))
         case "circuit":
             return Circuit.from_json(saved)
+        case LatentCircuit.record.kind | ExpertCircuit.record.kind:
+            return Parts.from_json(saved, dictionaries=dictionaries, beside=beside)
         case _:
             pass
     raise BadClaim(
         "a mechanism of unknown kind",
         got=str(saved.get("kind")),
-        instead="components, neurons, direction or circuit",
+        instead="components, neurons, direction, or a circuit of edges, latents or experts",
     )

@@ -54,6 +54,13 @@ RecordedPairsOption = Annotated[
     Path | None,
     typer.Option("--pairs", help="The file of pairs that the claim was tested on; found beside FILE."),
 ]
+RecordedDictionaryOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--dictionary",
+        help="Of a claim about latents: where their dictionaries are, if not where FILE says; repeatable.",
+    ),
+]
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, help="Names the draw of prompts, controls, resamples.")
 ]

@@ -10,6 +10,7 @@ from mechscope.cli.application import (
     DeviceOption,
     JsonOption,
     OtherModelOption,
+    RecordedDictionaryOption,
     RecordedPairsOption,
     claim_app,
 )
@@ -56,11 +57,12 @@ def verify(
     exact: Annotated[bool, typer.Option("--exact", help="Ask for equal bits.")] = False,
     model: OtherModelOption = None,
     pairs: RecordedPairsOption = None,
+    dictionary: RecordedDictionaryOption = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Recompute a tested claim; exit 0 only if it came out the same, 1 if not."""
-    from mechscope.investigations.reproducing import existing_ledger, find_pairs, open_claim, verify_record
+    from mechscope.investigations.reproducing import existing_ledger, find_beside, open_claim, verify_record
 
     claim, record = open_claim(file)
     if record is None:
@@ -76,7 +78,7 @@ def verify(
             differences = verify_record(
                 record,
                 opened,
-                pairs=find_pairs(claim, file) if pairs is None else pairs,
+                beside=find_beside(claim, file, pairs=pairs, dictionaries=dictionary),
                 exact=exact,
                 ledger=existing_ledger(file.parent),
                 progress=by_rows(tell),
@@ -106,11 +108,12 @@ def test_again(
     out: Annotated[Path | None, typer.Option("--out", help="Where to save the tested claim.")] = None,
     model: OtherModelOption = None,
     pairs: RecordedPairsOption = None,
+    dictionary: RecordedDictionaryOption = None,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Test a claim from a file, once more or for the first time; the ledger beside it counts."""
-    from mechscope.investigations.reproducing import find_pairs, open_claim, retest
+    from mechscope.investigations.reproducing import find_beside, open_claim, retest
 
     claim, record = open_claim(file)
     if model is None and record is None:
@@ -126,7 +129,7 @@ def test_again(
         tested = retest(
             claim,
             opened,
-            pairs=find_pairs(claim, file) if pairs is None else pairs,
+            beside=find_beside(claim, file, pairs=pairs, dictionaries=dictionary),
             fresh_seed=seed if fresh else None,
             ledger=file.parent,
             progress=by_rows(tell),

@@ -1,7 +1,9 @@
 """Reproducing: from a claim file back to live prompts and a live mechanism, and the test run again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mechscope.behaviors.rebuilding import rebuild_behavior
 from mechscope.circuits.circuit import Circuit
@@ -40,11 +42,30 @@ def open_claim(path: Path) -> tuple[Claim, ClaimRecord | None]:
     return Claim.load(path), None
 
 
-def find_pairs(claim: Claim, path: Path) -> Path | None:
-    """The file of prompts beside a claim file, where `save_investigation` puts it; None if there is none."""
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """What a claim needs that its file does not hold.
+
+    Args:
+        pairs: The file of prompts, of a claim about a user's own.
+        dictionaries: Where the dictionaries of latents are, if not where the file says.
+        folder: The claim file's: dictionaries are looked for there too.
+    """
+
+    pairs: Path | None = None
+    dictionaries: tuple[str, ...] = ()
+    folder: Path | None = None
+
+
+def find_beside(
+    claim: Claim, path: Path, *, pairs: Path | None = None, dictionaries: Sequence[str] | None = None
+) -> Beside:
+    """What was given, and the file of prompts beside a claim file, where `save_investigation` puts it."""
     name = claim.behavior.recipe().get("settings", {}).get("file")
-    beside = None if name is None else path.parent / Path(name).name
-    return beside if beside is not None and beside.is_file() else None
+    near = None if name is None else path.parent / Path(name).name
+    if pairs is None and near is not None and near.is_file():
+        pairs = near
+    return Beside(pairs=pairs, dictionaries=tuple(dictionaries or ()), folder=path.parent)
 
 
 def existing_ledger(folder: Path) -> Path | None:
@@ -56,7 +77,7 @@ def verify_record(
     record: ClaimRecord,
     model: Model,
     *,
-    pairs: Path | None = None,
+    beside: Beside | None = None,
     exact: bool = False,
     ledger: Path | None = None,
     progress: Told | None = None,
@@ -66,7 +87,7 @@ def verify_record(
     Args:
         record: As loaded.
         model: Open; of other weights than on record, that is the difference, and nothing is run.
-        pairs: The file of prompts, for a claim about a user's own.
+        beside: What the file does not hold: prompts of a user's own, dictionaries.
         exact: Ask for equal bits.
         ledger: Folder of the ledger; the opening is written down and does not count.
         progress: Told what is measured, with rows done and rows in all.
@@ -76,8 +97,9 @@ def verify_record(
     old, new = record.model, model.fingerprint
     if found := [name for name in WEIGHTS if getattr(old, name) != getattr(new, name)]:
         return [Difference(f"model's {name}", getattr(old, name), getattr(new, name)) for name in found]
-    bench = bench_of(record.claim, model, pairs=pairs, progress=progress)
-    mechanism = mechanism_from_json(record.claim.mechanism.to_json())
+    beside = beside or Beside()
+    mechanism = mechanism_of(record.claim, beside)
+    bench = bench_of(record.claim, model, pairs=beside.pairs, progress=progress)
     book = None if ledger is None else Ledger(ledger)
     return verify_claim(record, bench, mechanism=mechanism, ledger=book, exact=exact)
 
@@ -86,7 +108,7 @@ def retest(
     claim: Claim,
     model: Model,
     *,
-    pairs: Path | None = None,
+    beside: Beside | None = None,
     fresh_seed: int | None = None,
     ledger: Path | None = None,
     progress: Told | None = None,
@@ -97,7 +119,7 @@ def retest(
     Args:
         claim: As loaded.
         model: Open.
-        pairs: As in `verify_record`.
+        beside: As in `verify_record`.
         fresh_seed: Draw new held-out prompts.
         ledger: Folder of the ledger. A circuit's file there says how the circuit was found.
         progress: As in `verify_record`.
@@ -105,21 +127,22 @@ def retest(
             there is nothing to find; None leaves them out. They decide nothing.
 
     Raises:
-        BadClaim: controls of a claim that is not about a circuit.
+        BadClaim: controls of a claim that is not about a circuit of edges.
     """
-    mechanism = mechanism_from_json(claim.mechanism.to_json())
+    beside = beside or Beside()
+    mechanism = mechanism_of(claim, beside)
     checks = None
     if n_controls is not None:
         if not isinstance(mechanism, Circuit):
             raise BadClaim(
-                "Only a claim about a circuit is held against searches.",
+                "Only a claim about a circuit of edges is held against searches.",
                 got=f"a claim about {mechanism.name}",
-                because="nothing says how anything else was found",
+                because="nothing else is searched for in worlds without the mechanism",
                 instead="the same without controls",
             )
         mechanism = mechanism if ledger is None else as_found(mechanism, ledger)
         checks = CheckSettings(tests=TestSettings(seed=claim.seed), n_controls=n_controls)
-    bench = bench_of(claim, model, pairs=pairs, progress=progress)
+    bench = bench_of(claim, model, pairs=beside.pairs, progress=progress)
     return test_claim(
         claim,
         bench,
@@ -127,6 +150,17 @@ def retest(
         ledger=None if ledger is None else Ledger(ledger),
         fresh_seed=fresh_seed,
         checks=checks,
+    )
+
+
+def mechanism_of(claim: Claim, beside: Beside) -> Any:
+    """A claim's mechanism as its file remembers it, with the dictionaries of its latents.
+
+    Raises:
+        BadFile, DictionaryMismatch: they are nowhere, or others.
+    """
+    return mechanism_from_json(
+        claim.mechanism.to_json(), dictionaries=beside.dictionaries, beside=beside.folder
     )
 
 

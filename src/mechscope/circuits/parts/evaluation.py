@@ -7,7 +7,7 @@
 Many circuits share the base run, and go through the engine together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -194,14 +194,20 @@ def prompts_for(split: Split, conventions: Conventions) -> tuple[TokenBatch, Tok
     return split.clean, other, conventions.ablation
 
 
-def measure_kept(runs: KeptRuns, circuits: Sequence[Kept], conventions: Conventions) -> np.ndarray:
+def measure_kept(
+    runs: KeptRuns,
+    circuits: Sequence[Kept],
+    conventions: Conventions,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
     """The metric of circuits, [circuit, pair], in either direction.
 
     Denoising runs the corrupt prompts and gives what is kept the clean run's values.
     """
     if conventions.direction == "denoising":
         circuits = [{site: ~which for site, which in kept.items()} for kept in circuits]
-    return runs.measure(circuits)
+    return runs.measure(circuits, progress=progress)
 
 
 def evaluate_parts(

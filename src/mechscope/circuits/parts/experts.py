@@ -4,7 +4,7 @@ An expert is a node, "m3:5". Whether routers choose anew in the circuit's run or
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from mechscope.attribution.settings import refuse_unknown
 from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
 from mechscope.circuits.conventions import Conventions, split_to_search
+from mechscope.circuits.discover import remember
 from mechscope.circuits.parts.circuit import PartCircuit, strongest
 from mechscope.circuits.parts.evaluation import (
     PartEvaluation,
@@ -108,6 +109,15 @@ class ExpertCircuit(PartCircuit):
         """What an evaluation says of it."""
         return {"routing": self.routing}
 
+    def resized(self, n_experts: int) -> "ExpertCircuit":
+        """The n strongest experts by its scores.
+
+        Raises:
+            NotEnoughEvidence: it has no scores.
+        """
+        kept = strongest(self._scored(), n_experts)
+        return replace(self, kept=kept, settings={**self.settings, "n_experts": n_experts})
+
     def evaluate(
         self,
         model: Model,
@@ -191,7 +201,7 @@ def choose_experts(
             removed=removed,
             routing=routing,
         ).effects
-    return ExpertCircuit(
+    found = ExpertCircuit(
         kept=strongest(scores, n_experts),
         scores=scores,
         unit=split.metric.unit,
@@ -200,6 +210,7 @@ def choose_experts(
         model=model.fingerprint,
         data_sha256=split.data_hash,
     )
+    return remember(found, behavior) if isinstance(behavior, Behavior) else found
 
 
 def evaluate_experts(
@@ -242,14 +253,20 @@ def evaluate_experts(
     return evaluate_parts(
         model,
         circuits,
-        runs=_runs(model, split, circuits[0].routing, conventions),
+        runs=expert_runs(model, split, routing=circuits[0].routing, conventions=conventions),
         split=split,
         conventions=conventions,
         measures=measures or PartMeasures(),
     )
 
 
-def _runs(model: Model, split: Split, routing: Routing, conventions: Conventions) -> ExpertRuns:
+def expert_runs(model: Model, split: Split, *, routing: Routing, conventions: Conventions) -> ExpertRuns:
+    """A split made ready to be run under circuits of experts.
+
+    Raises:
+        PointUnavailable: a model without experts.
+        InterventionMismatch: an ablation that gives experts no value.
+    """
     tokens, other, ablation = prompts_for(split, conventions)
     return ExpertRuns(model, tokens, metric=split.metric, routing=routing, ablation=ablation, other=other)
 
@@ -258,7 +275,7 @@ def _ablate_each(
     model: Model, split: Split, routing: Routing, conventions: Conventions
 ) -> dict[str, np.ndarray]:
     """The change of the metric by exchanging each expert alone; experts that no token is sent to change nothing."""
-    runs = _runs(model, split, routing, conventions)
+    runs = expert_runs(model, split, routing=routing, conventions=conventions)
     is_denoising = conventions.direction == "denoising"
     places = [(site, int(i)) for site, which in runs.active.items() for i in np.flatnonzero(which)]
     start = {site: every & (not is_denoising) for site, every in runs.whole.items()}

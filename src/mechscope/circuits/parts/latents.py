@@ -14,6 +14,7 @@ from mechscope.attribution.latents import attribute_latents
 from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
 from mechscope.circuits.conventions import Conventions, split_to_search
+from mechscope.circuits.discover import remember
 from mechscope.circuits.parts.circuit import PartCircuit, strongest
 from mechscope.circuits.parts.evaluation import (
     PartEvaluation,
@@ -144,6 +145,18 @@ class LatentCircuit(PartCircuit):
         )
         return found[0]
 
+    def refuse_unless_measurable(self, model: Model, dictionaries: Sequence[Dictionary]) -> None:
+        """Refuse another model, an empty circuit, and dictionaries that are not its own or do not fit the model.
+
+        Raises:
+            UnknownEdge, NotEnoughEvidence: as `refuse_unless_of`.
+            InterventionMismatch, DictionaryMismatch: dictionaries.
+        """
+        self.refuse_unless_of(model)
+        sites = dictionaries_at(model, dictionaries)
+        by_site = {str(one.writes[0]): one for one in dictionaries}
+        self.refuse_other_dictionaries({site: by_site[site] for site in sites})
+
     def refuse_other_dictionaries(self, dictionaries: Mapping[str, Dictionary]) -> None:
         """Refuse dictionaries other than the circuit's own.
 
@@ -220,7 +233,7 @@ def choose_latents(
         removed=removed,
     )
     by_site = {str(one.writes[0]): one for one in dictionaries}
-    return LatentCircuit(
+    found = LatentCircuit(
         kept=_choose(scores.effects, n_latents, errors),
         scores=scores.effects,
         unit=scores.unit,
@@ -230,6 +243,7 @@ def choose_latents(
         model=model.fingerprint,
         data_sha256=split.data_hash,
     )
+    return remember(found, behavior) if isinstance(behavior, Behavior) else found
 
 
 def evaluate_latents(
@@ -262,22 +276,26 @@ def evaluate_latents(
     """
     refuse_none(circuits)
     conventions = conventions or Conventions()
-    tokens, other, ablation = prompts_for(split, conventions)
-    sites = dictionaries_at(model, dictionaries)
-    by_site = {str(one.writes[0]): one for one in dictionaries}
     for one in circuits:
-        one.refuse_unless_of(model)
-        one.refuse_other_dictionaries({site: by_site[site] for site in sites})
-    runs = LatentRuns(
-        model,
-        tokens,
-        metric=split.metric,
-        dictionaries=dictionaries,
-        ablation=ablation,
-        other=other,
-    )
+        one.refuse_unless_measurable(model, dictionaries)
+    runs = latent_runs(model, split, dictionaries=dictionaries, conventions=conventions)
     return evaluate_parts(
         model, circuits, runs=runs, split=split, conventions=conventions, measures=measures or PartMeasures()
+    )
+
+
+def latent_runs(
+    model: Model, split: Split, *, dictionaries: Sequence[Dictionary], conventions: Conventions
+) -> LatentRuns:
+    """A split made ready to be run under circuits of latents.
+
+    Raises:
+        InterventionMismatch: an ablation that gives latents no value, or dictionaries that do not fit each other.
+        DictionaryMismatch: dictionaries that do not fit the model.
+    """
+    tokens, other, ablation = prompts_for(split, conventions)
+    return LatentRuns(
+        model, tokens, metric=split.metric, dictionaries=dictionaries, ablation=ablation, other=other
     )
 
 

@@ -1,17 +1,19 @@
 """What a plan shares, skips and foretells: shared writes at the entry, late starts, columns, budget, executors."""
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
 from arithmetic_forward import in_double
-from mechscope.engine.cost import flops_per_token
+from mechscope.engine.cost import flops_per_token, token_layers
 from mechscope.engine.execute import Executor, LocalExecutor, run_experiments
 from mechscope.engine.experiment import Experiment, Results
 from mechscope.engine.naive import run_naively
-from mechscope.engine.plan import Plan, make_plan
+from mechscope.engine.plan import Plan, lay_out, make_plan
+from mechscope.interventions.ablation import ablate
 from mechscope.interventions.intervention import Intervention
 from mechscope.interventions.metrics import Accuracy, LogitDifference, LogProbability, answer_sets
 from mechscope.interventions.replace import edit, freeze, patch
@@ -114,8 +116,29 @@ def test_what_shared_writes_change_below_a_cell_is_computed_once() -> None:
     assert alone.tally.n_token_layers > 2 * sum(LENGTHS), "one experiment does not pay for a base run"
 
 
-def layers_called(model: Model, experiments: list[Experiment]) -> list[int]:
-    """How often each layer's MLP is computed while the experiments run."""
+def test_an_ablation_at_the_entry_that_experiments_share_has_one_base_run() -> None:
+    model, batch = opened("gpt2"), prompts(opened("gpt2"))
+    shared = ablate("embed", "mean", reference=batch)
+    experiments = experiments_of(model, [(shared, scale(f"z.{n}", 0.5)) for n in range(3)])
+    groups = lay_out(model, experiments).groups
+    assert [len(group.entry) for group in groups] == [1], "three experiments, one base run"
+    assert difference(model, experiments) < EXACT
+
+
+def test_experiments_frozen_to_their_own_values_share_the_run_that_has_them() -> None:
+    model = opened("gpt2")
+    writes = [(freeze("attn_out.*"), scale("mlp_out.0", factor)) for factor in (0.5, 2.0, 3.0)]
+    experiments = experiments_of(model, writes)
+    assert layers_called(model, experiments, lay_out) == [1, 1, 1]
+    assert difference(model, experiments) < EXACT
+
+
+def layers_called(
+    model: Model,
+    experiments: list[Experiment],
+    act: Callable[[Model, list[Experiment]], object] = run_experiments,
+) -> list[int]:
+    """How often each layer's MLP is computed while the experiments run, or are laid out."""
     find_out_what_layers_return(model.binding)
     counts = [0] * model.n_layers
     handles = []
@@ -127,7 +150,7 @@ def layers_called(model: Model, experiments: list[Experiment]) -> list[int]:
         # What stands in for a skipped layer is called through the same module, so its MLP is listened to.
         handles.append(layer.get_submodule("mlp").register_forward_hook(count))
     try:
-        run_experiments(model, experiments)
+        act(model, experiments)
     finally:
         for handle in handles:
             handle.remove()
@@ -205,6 +228,22 @@ def test_a_plan_foretells_the_work_that_is_done() -> None:
     text = plan.explain()
     assert "3 experiments, 12 rows" in text and "1 base runs" in text
     assert f"{plan.cost.naive_flops / plan.cost.flops:.1f}x" in text
+
+
+@pytest.mark.parametrize(("family", "n_dirty"), [("native", 3 * 4), ("native_bidirectional", sum(LENGTHS))])
+def test_what_sees_a_change_is_foretold(family: str, n_dirty: int) -> None:
+    model = opened(family)
+    write = edit("resid_pre.1", lambda value: value + 1.0, positions=-3)
+    experiments = experiments_of(model, [(write,)])
+    plan, executor = make_plan(model, experiments), LocalExecutor()
+    executor.execute(model, plan)
+    n_reads = len(LENGTHS)
+    assert model.n_layers == 3 and executor.tally.n_token_layers == 2 * n_dirty + n_reads
+    reading = experiments[0].metric.reading()
+    foretold = token_layers(model, experiments[0], plan.groups[0].prepared[0], reading)
+    assert foretold == n_dirty + n_reads + n_dirty // 4, (
+        "keys and values of the last layer are a quarter of it"
+    )
 
 
 class InPieces:

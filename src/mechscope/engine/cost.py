@@ -68,20 +68,22 @@ def token_layers(model: Model, experiment: Experiment, prepared: Prepared, readi
     columns = torch.arange(frame.ids.shape[1])
     real = frame.positions(columns) >= 0
     reads = read_columns(frame, reading.positions)
-    reachable = real & (columns[None, :] <= reads.max(1).values[:, None])
+    is_causal = model.binding.anatomy.is_causal
+    reachable = real & (columns[None, :] <= reads.max(1).values[:, None]) if is_causal else real
     dirty = torch.zeros_like(real)
     by_layer = _written_by_layer(prepared, frame, columns, real)
     n_layers, total, n_dirty = model.n_layers, 0, 0
     for layer in range(n_layers):
-        # Once nothing more is written, every later position is dirty, and stays so.
+        # Once nothing more is written, everything that sees a change is dirty, and stays so.
         if layer in by_layer or layer - 1 in by_layer:
-            late = torch.zeros_like(dirty)
+            written = torch.zeros_like(dirty)
             for point, chosen in by_layer.get(layer, []):
                 if point in FEEDS_KEYS:
                     dirty = dirty | chosen
                 else:
-                    late |= chosen
-            dirty = ((dirty.long().cumsum(1) > 0) | late) & reachable
+                    written |= chosen
+            spread = dirty.long().cumsum(1) > 0 if is_causal else dirty.any(1)[:, None]
+            dirty = (spread | written) & reachable
             n_dirty = int(dirty.sum())
         if layer == n_layers - 1:
             reading_here = torch.zeros_like(dirty).scatter(1, reads, True)

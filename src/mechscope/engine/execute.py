@@ -68,7 +68,7 @@ class LocalExecutor:
         keeps_choices: Keep which experts a mixture's replayed tokens get.
 
     Attributes:
-        tally: Work done by the last plan.
+        tally: Packed work done by the last plan.
         choices: Layer, and for each token its experiment's place, row, column and experts [token, choice]; empty
             unless kept.
     """
@@ -100,7 +100,8 @@ class LocalExecutor:
         writers = writers_for(group.entry, frame)
         base = record_base(model.binding, frame, written_sites(group.prepared), writers=writers)
         head = head_of(model.binding)
-        _measure_unchanged(group, base, rows, (head, values))
+        for place, found in enumerate(_unchanged(group, base, rows, head)):
+            values[group.indices[place]][rows] = found
         n_done = 0
         for chunk in _chunks(group, base):
             hears = self._keeper(group, chunk, rows) if self._keeps_choices else None
@@ -192,11 +193,8 @@ def _pieces(group: Group, chunk: Chunk, residual: Tensor, rows: Tensor) -> list[
     return pieces
 
 
-def _measure_unchanged(
-    group: Group, base: Base, rows: Tensor, to: tuple[Callable[..., Tensor], list[Tensor]]
-) -> None:
-    """Write every experiment's metric of the base run; rows that change are overwritten later."""
-    head, values = to
+def _unchanged(group: Group, base: Base, rows: Tensor, head: Callable[..., Tensor]) -> list[Tensor]:
+    """Every experiment's metric of the base run, [n] each; rows that change are overwritten later."""
     found: dict[int, Tensor] = {}
     prompts = torch.arange(len(rows))
     final = base.residuals[-1]
@@ -207,12 +205,9 @@ def _measure_unchanged(
             residual = final[prompts[:, None].to(final.device), reads]
             piece = Piece(place, prompts, experiment.metric.select(rows.tolist()), residual)
             found[key] = measure_pieces(head, [piece])[0]
-        values[group.indices[place]][rows] = found[key]
+    return [found[id(experiment.metric)] for experiment in group.experiments]
 
 
 def _tell(progress: Progress | None, done: int, total: int) -> None:
     if progress is not None:
         progress(done, total)
-
-
-__all__ = ["Executor", "Experiment", "LocalExecutor", "Progress", "run_experiments"]

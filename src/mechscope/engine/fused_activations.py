@@ -12,6 +12,7 @@ from torch import nn
 from transformers.activations import AccurateGELUActivation, NewGELUActivation
 
 from mechscope.models.binding import Binding
+from mechscope.models.running import standing_in
 
 _fused_gelu = partial(nn.functional.gelu, approximate="tanh")
 
@@ -24,10 +25,5 @@ def fused_activations(binding: Binding, layer: int) -> Generator[None, None, Non
         for module in binding.layers[layer].modules()
         if type(module) in (NewGELUActivation, AccurateGELUActivation)
     ]
-    for module in spelled_out:
-        module.__dict__["forward"] = _fused_gelu
-    try:
+    with standing_in(dict.fromkeys(spelled_out, _fused_gelu)):
         yield
-    finally:
-        for module in spelled_out:
-            module.__dict__.pop("forward", None)

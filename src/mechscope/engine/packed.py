@@ -46,7 +46,7 @@ class Row:
 
 @dataclass
 class Tally:
-    """Work done, for `plan.explain()` and tests: token-layers computed, and layer calls."""
+    """Packed work done: token-layers computed, and layer calls."""
 
     n_token_layers: int = 0
     n_layer_calls: int = 0

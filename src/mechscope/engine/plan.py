@@ -19,7 +19,7 @@ from mechscope.engine.reading import readings_of
 from mechscope.interventions.resolve import resolve
 from mechscope.models.frame import Frame
 from mechscope.models.model import Model
-from mechscope.models.preparing import prepare_writes
+from mechscope.models.preparing import Facts, prepare_writes
 
 DEFAULT_MEMORY = 2 * 2**30
 FEWEST_SHARING = 3
@@ -143,8 +143,11 @@ def lay_out(model: Model, experiments: Sequence[Experiment], *, memory: int = DE
     groups: list[Group] = []
     late: list[Late] = []
     for indices in groups_of(experiments).values():
-        frame = Frame.of(experiments[indices[0]].inputs)
-        prepared = {index: prepare_writes(model, experiments[index].writes, frame) for index in indices}
+        inputs = experiments[indices[0]].inputs
+        frame, facts = Frame.of(inputs), Facts(model, inputs)
+        prepared = {
+            index: prepare_writes(model, experiments[index].writes, frame, facts=facts) for index in indices
+        }
         alone = {index: prepared[index] for index in indices if _must_run_alone(model, prepared[index])}
         late += _late_of(model, experiments, alone, memory)
         packed = [index for index in indices if index not in alone]

@@ -29,7 +29,7 @@ class _Measured:
 
 
 def resolve(model: Model, interventions: Sequence[Write]) -> list[Write]:
-    """The interventions with every ablation's values filled in; order is kept.
+    """The interventions with every ablation's values filled in; order is kept, and what was one object stays one.
 
     Args:
         model: An open model.
@@ -41,19 +41,15 @@ def resolve(model: Model, interventions: Sequence[Write]) -> list[Write]:
     Cost: one forward pass over each distinct reference set.
     """
     measured = _measure(model, [write for write in interventions if _needs_values(write)])
-    out: list[Write] = []
+    filled: dict[int, Write] = {}
     for write in interventions:
-        if not _needs_values(write):
-            out.append(write)
-            continue
-        assert isinstance(write, Ablation)
-        found = measured[write.reference]
-        values = [(str(site), _value(write, site, found)) for site in sites_of(model, write)]
-        is_constant = write.how == "mean" and not write.by_position
-        n_pad = None if is_constant else Value(torch.zeros(1, dtype=torch.long))
-        donor = Donor(tuple(values), n_pad, repeats_rows=write.how == "resample")
-        out.append(replace(write, donor=donor))
-    return out
+        if id(write) not in filled:
+            filled[id(write)] = (
+                _filled(model, write, measured[write.reference])
+                if isinstance(write, Ablation) and not write.is_resolved
+                else write
+            )
+    return [filled[id(write)] for write in interventions]
 
 
 def sites_of(model: Model, write: Write) -> list[Site]:
@@ -106,6 +102,13 @@ def _measure(model: Model, writes: Sequence[Write]) -> dict[Reference, _Measured
 def reference_batch(model: Model, reference: Reference) -> TokenBatch:
     """A reference set as a batch."""
     return model.tokens([row if isinstance(row, str) else list(row) for row in reference])  # pyright: ignore
+
+
+def _filled(model: Model, write: Ablation, measured: _Measured) -> Ablation:
+    values = [(str(site), _value(write, site, measured)) for site in sites_of(model, write)]
+    is_constant = write.how == "mean" and not write.by_position
+    n_pad = None if is_constant else Value(torch.zeros(1, dtype=torch.long))
+    return replace(write, donor=Donor(tuple(values), n_pad, repeats_rows=write.how == "resample"))
 
 
 def _value(write: Ablation, site: Site, measured: _Measured) -> Value:

@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 
 def prepare_writes(
-    model: "mechscope.models.model.Model", interventions: Sequence[Write], frame: Frame | None
+    model: "mechscope.models.model.Model",
+    interventions: Sequence[Write],
+    frame: Frame | None,
+    *,
+    facts: "Facts | None" = None,
 ) -> list[tuple[Write, list[Site]]]:
     """Each intervention, ready, with the sites that it writes; declared order is kept.
 
     Without a frame (prompts are not known yet) selections are not checked; `refuse_unless_it_fits` does that later.
+    Calls for the same prompts may share their `facts`, and with them the runs that writes ask for.
 
     Raises:
         InterventionMismatch: an item is not an intervention.
@@ -29,7 +34,7 @@ def prepare_writes(
         UnresolvedIntervention: an ablation still needs values.
     """
     prepared: list[tuple[Write, list[Site]]] = []
-    facts = Facts(model, frame.as_batch() if frame is not None and frame.n_room == 0 else None)
+    facts = facts or Facts(model, frame.as_batch() if frame is not None and frame.n_room == 0 else None)
     for write in interventions:
         if not isinstance(write, Write):
             raise InterventionMismatch(
@@ -65,6 +70,7 @@ class Facts:
     def __init__(self, model: "mechscope.models.model.Model", batch: TokenBatch | None) -> None:
         self._model = model
         self._batch = batch
+        self._clean_runs: dict[tuple[Site, ...], mechscope.models.model.Run] = {}
 
     def clean_run(self, sites: Sequence[Site]) -> "mechscope.models.model.Run":
         if self._batch is None:
@@ -74,7 +80,10 @@ class Facts:
                 because="tokens that are not generated yet have no values",
                 instead="freeze(at, to=run)",
             )
-        return self._model.run(self._batch, capture=list(sites))
+        key = tuple(sites)
+        if key not in self._clean_runs:
+            self._clean_runs[key] = self._model.run(self._batch, capture=list(sites))
+        return self._clean_runs[key]
 
     def axis_size(self, axis: str) -> int | None:
         return self._model.sizes.get(axis)

@@ -119,15 +119,18 @@ def own_dense_line(config: Architecture, *, limit_speedup: float, n_pairs: int) 
     return _against_dense(f"{config.name} step", times, limit_speedup, learner)
 
 
-def step_lines(n_pairs: int) -> list[Line]:
-    """Every architecture that the project has a limit for."""
-    n_dead = int(DEAD_SHARE * WIDTH)
-    return [
-        topk_line(n_dead=0, limit_speedup=5.0, n_pairs=n_pairs),
-        topk_line(n_dead=n_dead, limit_speedup=4.0, n_pairs=n_pairs),
-        own_dense_line(JumpReLU(width=WIDTH, l0=L0, start=1.0), limit_speedup=2.5, n_pairs=n_pairs),
-        own_dense_line(Matryoshka(width=WIDTH, k=L0), limit_speedup=2.5, n_pairs=n_pairs),
-    ]
+N_DEAD = int(DEAD_SHARE * WIDTH)
+STEPS: dict[str, Callable[[int], Line]] = {
+    "topk": lambda n_pairs: topk_line(n_dead=0, limit_speedup=5.0, n_pairs=n_pairs),
+    "topk-auxk": lambda n_pairs: topk_line(n_dead=N_DEAD, limit_speedup=4.0, n_pairs=n_pairs),
+    "jumprelu": lambda n_pairs: own_dense_line(
+        JumpReLU(width=WIDTH, l0=L0, start=1.0), limit_speedup=2.5, n_pairs=n_pairs
+    ),
+    "matryoshka": lambda n_pairs: own_dense_line(
+        Matryoshka(width=WIDTH, k=L0), limit_speedup=2.5, n_pairs=n_pairs
+    ),
+}
+"""Every step that the project has a limit for."""
 
 
 def harvest_line(n_pairs: int) -> Line:

@@ -81,16 +81,22 @@ def _longest_graph(n_pairs: int) -> list[Line]:
     return long_lines(n_pairs, n_tokens=500, max_latents=7500)
 
 
-def _dictionary_steps(n_pairs: int) -> list[Line]:
-    from benchmarks.dictionary_steps import step_lines
+def _dictionary_step(name: str, n_pairs: int) -> list[Line]:
+    from benchmarks.dictionary_steps import STEPS
 
-    return step_lines(n_pairs)
+    return [STEPS[name](n_pairs)]
 
 
 def _harvest(n_pairs: int) -> list[Line]:
-    from benchmarks.dictionary_steps import end_to_end_line, harvest_line
+    from benchmarks.dictionary_steps import harvest_line
 
-    return [harvest_line(n_pairs), end_to_end_line(n_pairs)]
+    return [harvest_line(n_pairs)]
+
+
+def _end_to_end(n_pairs: int) -> list[Line]:
+    from benchmarks.dictionary_steps import end_to_end_line
+
+    return [end_to_end_line(n_pairs)]
 
 
 def _dictionary_fvu(n_pairs: int) -> list[Line]:
@@ -124,9 +130,13 @@ SUITE: dict[str, Benchmark] = {
     "attribution-graph-500": _longest_graph,
     "steered": partial(_steered, 1, 64),
     "doses": partial(_steered, 32, 24),
-    "dictionary-steps": _dictionary_steps,
+    "step-topk": partial(_dictionary_step, "topk"),
+    "step-topk-auxk": partial(_dictionary_step, "topk-auxk"),
+    "step-jumprelu": partial(_dictionary_step, "jumprelu"),
+    "step-matryoshka": partial(_dictionary_step, "matryoshka"),
     "dictionary-fvu": _dictionary_fvu,
     "harvest": _harvest,
+    "training-end-to-end": _end_to_end,
     "feature-index": _feature_index,
 }
 """Limits are the project's own; docs/benchmarks.md says where they come from."""

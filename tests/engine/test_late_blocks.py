@@ -1,6 +1,5 @@
-"""Experiments that run one by one, in blocks of prompts: the same results, and the budget of memory kept."""
+"""Experiments that run one by one, in blocks of prompts, measure the same."""
 
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,8 +9,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from arithmetic_forward import in_double
 from engine.random_experiments import SHARED, random_experiments
@@ -24,7 +21,6 @@ from mechscope.interventions.clamp import clamp
 from mechscope.interventions.intervention import Value
 from mechscope.interventions.metrics import (
     KL,
-    Accuracy,
     LogitDifference,
     LogProbability,
     Metric,
@@ -213,70 +209,6 @@ def test_random_experiments_in_blocks_equal_whole_forwards(family: str, data: st
                 run_naively(model, experiments)
             return
     assert difference < EXACT, name
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operators made and somebody still holds, and the most of them at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._holders: dict[int, int] = {}
-        self._given: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {key for key, _ in _storages((args, kwargs or {})) if key not in self._holders}
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            for key, size in _storages(leaf):
-                if key not in given:
-                    self.now += 0 if key in self._holders else size
-                    self._holders[key] = self._holders.get(key, 0) + 1
-                    weakref.finalize(leaf, self._drop, key, size)
-        self.peak = max(self.peak, self.now)
-        return out
-
-    def _drop(self, key: int, size: int) -> None:
-        self._holders[key] -= 1
-        if self._holders[key] == 0:
-            del self._holders[key]
-            self.now -= size
-
-
-def _storages(tree: Any) -> list[tuple[int, int]]:
-    found = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-    return [(storage._cdata, storage.nbytes()) for storage in found]
-
-
-MEMORY = 300_000
-DEMANDING = [
-    ("bloom", "resid_pre.1", None),
-    ("gpt_neo", "resid_pre.1", "ln_final"),
-    ("gptj", "pattern.1", "ln_final"),
-    ("llama", "pattern.1", "ln_final"),
-    ("gemma2", "resid_pre.1", "logits"),
-]
-
-
-@pytest.mark.parametrize(("family", "at", "end"), DEMANDING)
-def test_a_block_keeps_to_the_memory_that_is_foretold(family: str, at: str, end: str | None) -> None:
-    model, batch = opened(family), prompts(lengths=(9, 12, 12, 8) * 6)
-    metric = Accuracy(answers=answer_sets([1] * len(batch)))
-    writes = (edit(at, torch.cos), *([] if end is None else [edit(end, torch.cos)]))
-    experiments = [
-        Experiment(inputs=batch, writes=some, metric=metric)
-        for some in (writes, (edit("resid_pre.2", torch.cos), *writes[1:]))
-    ]
-    plan = make_plan(model, experiments, memory=MEMORY)
-    assert len(plan.late) == 2 and 1 < plan.late[0].n_at_once < len(batch)
-    assert MEMORY / 2 < plan.cost.peak_bytes <= MEMORY
-    with LiveBytes() as split:
-        found = LocalExecutor().execute(model, plan)
-    with LiveBytes() as whole:
-        unsplit = LocalExecutor().execute(model, in_blocks(plan, len(batch)))
-    assert split.peak <= plan.cost.peak_bytes
-    assert whole.peak > MEMORY, "the twin: without the cut it would not fit"
-    assert torch.equal(found.table(), unsplit.table())
 
 
 def test_a_plan_tells_the_blocks_of_what_runs_one_by_one() -> None:

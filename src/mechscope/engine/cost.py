@@ -3,6 +3,10 @@
 Bytes are of activations. Weights, and the tensors that interventions and metrics bring along, are the caller's.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
 import torch
 
 from mechscope.engine.changes import FEEDS_KEYS, Prepared
@@ -11,18 +15,71 @@ from mechscope.engine.naive import read_columns
 from mechscope.interventions.metrics import Reading
 from mechscope.models.frame import Frame
 from mechscope.models.model import Model
+from mechscope.vocabulary.sites import Site
 
 
-def base_bytes_per_token(model: Model) -> int:
-    """Bytes that a base run keeps per token: residual stream, queries, keys and values of every layer."""
-    width = model.d_model + model.d_head * (model.n_heads + 2 * model.n_kv_heads)
-    return (model.n_layers + 1) * width * model.dtype.itemsize
+@dataclass(frozen=True, kw_only=True)
+class ChunkSize:
+    """How much a chunk of packed rows may hold.
+
+    Args:
+        n_tokens: Most tokens.
+        n_bytes: Most bytes; a single row may exceed them.
+        per_token: Bytes of a token at its widest.
+        per_row: Bytes of a row: its keys and values, and the logits that are read.
+        per_slot: Bytes of a query's attention; every row of a chunk has as many slots as the longest.
+    """
+
+    n_tokens: int
+    n_bytes: int
+    per_token: int
+    per_row: int
+    per_slot: int
+
+    def bytes_of(self, n_tokens: int, n_rows: int, n_slots: int) -> int:
+        """Bytes of so many tokens in so many rows, the longest of which has so many slots."""
+        return n_tokens * self.per_token + n_rows * (self.per_row + n_slots * self.per_slot)
+
+    def holds(self, n_tokens: int, n_rows: int, n_slots: int) -> bool:
+        """Whether so much fits."""
+        return n_tokens <= self.n_tokens and self.bytes_of(n_tokens, n_rows, n_slots) <= self.n_bytes
 
 
-def chunk_bytes_per_token(model: Model, n_columns: int) -> int:
-    """Bytes that a packed token needs at its widest: MLP, keys and values of its row, and its attention weights."""
-    wide = 4 * model.d_model + 3 * model.sizes.get("d_mlp", 4 * model.d_model)
-    return (wide + model.n_heads * (n_columns + 2 * model.d_head) * 2) * model.dtype.itemsize
+def chunk_size(
+    model: Model, n_columns: int, *, readings: Sequence[Reading], n_tokens: int, n_bytes: int
+) -> ChunkSize:
+    """What a chunk over prompts of so many columns may hold, within a number of tokens and of bytes."""
+    size, heads, kv_heads = model.dtype.itemsize, model.n_heads, model.n_kv_heads
+    # Grouped keys and values are repeated for each head.
+    keys = 2 * model.d_head * (kv_heads + (heads if heads > kv_heads else 0))
+    wide = 4 * model.d_model + 3 * _mlp_width(model) + 4 * heads * model.d_head
+    return ChunkSize(
+        n_tokens=n_tokens,
+        n_bytes=n_bytes,
+        per_token=wide * size,
+        per_row=n_columns * keys * size + max(logit_bytes_per_row(model, reading) for reading in readings),
+        per_slot=_attention_width(model, n_columns) * size,
+    )
+
+
+def base_bytes_per_row(model: Model, n_columns: int, written: Sequence[Site]) -> int:
+    """Bytes that a base run keeps of a prompt: stream and attention of every layer, and values at written sites."""
+    attention = 2 * model.d_head * (model.n_heads + model.n_kv_heads)
+    kept = (model.n_layers + 1) * model.d_model + model.n_layers * attention
+    kept += sum(_site_width(model, site, n_columns) for site in written)
+    return n_columns * kept * model.dtype.itemsize
+
+
+def forward_bytes_per_row(model: Model, n_columns: int) -> int:
+    """Bytes that a prompt takes on its way through a whole layer, at its widest."""
+    # Libraries that spell out an activation or a softmax hold up to five copies of the MLP and four of the pattern.
+    wide = 6 * model.d_model + 5 * _mlp_width(model) + _attention_width(model, n_columns)
+    return n_columns * wide * model.dtype.itemsize
+
+
+def logit_bytes_per_row(model: Model, reading: Reading) -> int:
+    """Bytes of the logits that a metric reads of a prompt, and of what it makes of them."""
+    return 3 * len(reading.positions) * _width(reading, model.sizes["d_vocab"]) * model.dtype.itemsize
 
 
 def late_bytes_per_row(
@@ -37,13 +94,25 @@ def late_bytes_per_row(
         reaches_the_end: Whether every column is unembedded at every position; else what the metric reads is.
         n_starts: Layers whose input is kept for experiments that start there.
     """
-    # Libraries that spell out an activation or a softmax hold up to five copies of the MLP and four of the pattern.
-    wide = (6 + n_starts) * model.d_model + 5 * model.sizes.get("d_mlp", 4 * model.d_model)
-    maps = model.n_heads * (4 * n_columns + 3 * model.d_head)
-    d_vocab = model.sizes["d_vocab"]
-    unembedded = n_columns * d_vocab if reaches_the_end else len(reading.positions) * _width(reading, d_vocab)
-    logits = 3 * unembedded
-    return (n_columns * (wide + maps) + logits) * model.dtype.itemsize
+    size = model.dtype.itemsize
+    whole = 3 * n_columns * model.sizes["d_vocab"] * size
+    logits = whole if reaches_the_end else logit_bytes_per_row(model, reading)
+    starts = n_columns * n_starts * model.d_model * size
+    return forward_bytes_per_row(model, n_columns) + starts + logits
+
+
+def _mlp_width(model: Model) -> int:
+    return model.sizes.get("d_mlp", 4 * model.d_model)
+
+
+def _attention_width(model: Model, n_columns: int) -> int:
+    return model.n_heads * (4 * n_columns + 3 * model.d_head)
+
+
+def _site_width(model: Model, site: Site, n_columns: int) -> int:
+    """Numbers that a site holds for a token."""
+    axes = [axis for axis in site.row.axes if axis not in ("batch", "pos", "query")]
+    return prod(n_columns if axis == "key" else model.sizes.get(axis, 1) for axis in axes)
 
 
 def flops_per_token(model: Model) -> tuple[float, float]:

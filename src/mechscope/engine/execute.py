@@ -131,9 +131,10 @@ Chunk = list[tuple[int, Row]]
 
 
 def _chunks(group: Group, base: Base) -> Iterator[Chunk]:
-    """Rows that change something, cut so that a chunk holds at most the planned number of tokens."""
+    """Rows that change something, cut so that a chunk holds no more than is planned."""
+    assert group.chunk is not None
     chunk: Chunk = []
-    n_tokens = n_reads = 0
+    n_tokens = n_slots = n_reads = 0
     reads_by_metric = {id(e.metric): reads_of(e, base.frame) for e in _of_each_metric(group.experiments)}
     known: dict[Where, Tensor] = {}
     for place in _by_first_layer(group):
@@ -141,12 +142,13 @@ def _chunks(group: Group, base: Base) -> Iterator[Chunk]:
         reads = reads_by_metric[id(group.experiments[place].metric)]
         sizes = _tokens_per_row(changes, reads)
         for prompt in torch.nonzero(sizes)[:, 0].tolist():
-            is_full = n_tokens + int(sizes[prompt]) > group.tokens_per_chunk
-            if chunk and (is_full or reads.shape[1] != n_reads):
+            size = int(sizes[prompt])
+            fits = group.chunk.holds(n_tokens + size, len(chunk) + 1, max(n_slots, size))
+            if chunk and not (fits and reads.shape[1] == n_reads):
                 yield chunk
-                chunk, n_tokens = [], 0
+                chunk, n_tokens, n_slots = [], 0, 0
             chunk.append((place, Row(changes, prompt, tuple(reads[prompt].tolist()))))
-            n_tokens += int(sizes[prompt])
+            n_tokens, n_slots = n_tokens + size, max(n_slots, size)
             n_reads = reads.shape[1]
     if chunk:
         yield chunk

@@ -71,7 +71,8 @@ class PackedDesk:
         first = counts.cumsum(0) - counts
         self.slot = torch.arange(len(tokens)) - first[self.local]
         self.n_slots = int(counts.max())
-        self.taps: dict[str, Tap] = {}
+        # Not the writers themselves: they know this desk, and a cycle would outlive the chunk with all its tensors.
+        self.written: dict[Site, list[tuple[int, int, Change]]] = {}
         self.write_mixed: Tap | None = None
         self.reads_scores = True
 
@@ -79,10 +80,10 @@ class PackedDesk:
         """Writers for module sites; attention sites are applied inside this desk."""
         for site, found in changes.items():
             if site.point in ATTENTION_POINTS:
-                self.taps[site.point] = self._attention_writer(site, found)
+                self.written[site] = found
             if site.point == "z":
                 self.write_mixed = self.replay.writer_for(site, found, self.tokens)
-        self.reads_scores = any(point != "z" for point in self.taps) or any(
+        self.reads_scores = any(site.point != "z" for site in self.written) or any(
             site.point in FEEDS_QUERIES for site in changes
         )
         return self.replay.taps(changes, self.tokens, skip=ATTENTION_POINTS)
@@ -97,7 +98,8 @@ class PackedDesk:
         full = replace(
             base, query=self._unpack(call.query), key=key, value=value, mask=self._mask(base, prompts)
         )
-        z, _ = attend(full, self.replay.binding.anatomy.attention, self.taps)
+        taps = {site.point: self._attention_writer(site, found) for site, found in self.written.items()}
+        z, _ = attend(full, self.replay.binding.anatomy.attention, taps)
         return z[self.local.to(z.device), self.slot.to(z.device)][None], None
 
     def _as_in_base(self) -> Tensor:

@@ -4,13 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 
-from mechscope.engine.changes import AFTER_LAYERS, BEFORE_LAYERS, Prepared, is_at_the_entry
+from mechscope.engine.changes import AFTER_LAYERS, BEFORE_LAYERS, Prepared, is_at_the_entry, written_sites
 from mechscope.engine.cost import (
-    base_bytes_per_token,
-    chunk_bytes_per_token,
+    ChunkSize,
+    base_bytes_per_row,
+    chunk_size,
     flops_per_token,
+    forward_bytes_per_row,
     head_flops,
     late_bytes_per_row,
+    logit_bytes_per_row,
     token_layers,
 )
 from mechscope.engine.experiment import Experiment, groups_of
@@ -59,7 +62,7 @@ class Group:
         experiments: Themselves.
         prepared: Their other writes, ready, with sites.
         blocks: Rows of the prompts that share a base run, as (start, stop).
-        tokens_per_chunk: Most packed tokens at once.
+        chunk: How much is packed at once.
     """
 
     entry: Prepared = field(default_factory=list)
@@ -67,7 +70,7 @@ class Group:
     experiments: list[Experiment] = field(default_factory=list)
     prepared: list[Prepared] = field(default_factory=list)
     blocks: list[tuple[int, int]] = field(default_factory=list)
-    tokens_per_chunk: int = 4096
+    chunk: ChunkSize | None = None
 
 
 @dataclass
@@ -225,12 +228,37 @@ def _bytes_per_row(model: Model, experiments: Sequence[Experiment], late: Sequen
 
 
 def _cut(group: Group, model: Model, memory: int) -> None:
+    """Give a group its blocks and chunks: half of the memory for what the base run keeps, half for work beside it."""
     n_rows, n_columns = group.experiments[0].inputs.shape
-    per_token = base_bytes_per_token(model)
-    block = max(1, min(n_rows, memory // 2 // (per_token * n_columns)))
+    block = max(1, min(n_rows, memory // 2 // max(_kept_and_passing(model, group))))
     group.blocks = [(start, min(start + block, n_rows)) for start in range(0, n_rows, block)]
-    most = _TOKENS_PER_CALL.get(model.device.type, 4096)
-    group.tokens_per_chunk = max(n_columns, min(most, memory // 2 // chunk_bytes_per_token(model, n_columns)))
+    group.chunk = chunk_size(
+        model,
+        n_columns,
+        readings=readings_of(group.experiments),
+        n_tokens=_TOKENS_PER_CALL.get(model.device.type, 4096),
+        n_bytes=memory // 2,
+    )
+
+
+def _kept_and_passing(model: Model, group: Group) -> tuple[int, int]:
+    """Bytes of a prompt: what its base run keeps, and what it takes on the way through a layer or the unembedding."""
+    n_columns = group.experiments[0].inputs.shape[1]
+    logits = max(logit_bytes_per_row(model, reading) for reading in readings_of(group.experiments))
+    kept = base_bytes_per_row(model, n_columns, written_sites(group.prepared))
+    return kept, max(forward_bytes_per_row(model, n_columns), logits)
+
+
+def _packed_peak(model: Model, group: Group) -> int:
+    """Bytes at once of a group's largest block: what is kept, and the base run or the largest chunk beside it."""
+    assert group.chunk is not None
+    n_columns = group.experiments[0].inputs.shape[1]
+    n_rows = max(stop - start for start, stop in group.blocks)
+    kept, passing = _kept_and_passing(model, group)
+    n_packed = n_rows * len(group.experiments)
+    everything = group.chunk.bytes_of(n_packed * n_columns, n_packed, n_columns)
+    one_row = group.chunk.bytes_of(n_columns, 1, n_columns)
+    return n_rows * kept + max(n_rows * passing, min(everything, max(one_row, group.chunk.n_bytes)))
 
 
 def foretell(model: Model, layout: Layout) -> Cost:
@@ -241,9 +269,7 @@ def foretell(model: Model, layout: Layout) -> Cost:
     for group in layout.groups:
         inputs = group.experiments[0].inputs
         flops += inputs.ids.numel() * layer * model.n_layers
-        rows = max(stop - start for start, stop in group.blocks)
-        base = rows * inputs.shape[1] * base_bytes_per_token(model)
-        peak = max(peak, base + group.tokens_per_chunk * chunk_bytes_per_token(model, inputs.shape[1]))
+        peak = max(peak, _packed_peak(model, group))
         readings = readings_of(group.experiments)
         for experiment, prepared, reading in zip(group.experiments, group.prepared, readings, strict=True):
             flops += layer * token_layers(model, experiment, prepared, reading)

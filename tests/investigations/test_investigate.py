@@ -9,6 +9,8 @@ import torch
 
 import mechscope as ms
 from mechscope.circuits.size_curve import SizeCurve
+from mechscope.circuits.statistics.checks import CheckSettings
+from mechscope.circuits.statistics.significance import TestSettings
 from mechscope.claims.claim_file import ClaimRecord
 from mechscope.claims.ledger import Ledger
 from mechscope.investigations import edges
@@ -164,7 +166,7 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def investigation(model: ms.Model, ledger: Path) -> Investigation:
     enough = ms.behaviors.load("induction", model, n=240, seed=0)
-    return investigate(model, enough, ledger=ledger, command="mechscope investigate ...")
+    return replace(investigate(model, enough, ledger=ledger), command="mechscope investigate ...")
 
 
 @pytest.mark.slow
@@ -215,3 +217,21 @@ def test_files_of_an_earlier_circuit_do_not_stay(investigation, tmp_path: Path) 
     )
     page = written["report.html"].read_text(encoding="utf-8")
     assert "No edges were looked for." in page and "The claim about the circuit" not in page
+
+
+@pytest.mark.slow
+def test_checks_stand_beside_the_circuits_claim_and_change_no_verdict(
+    model: ms.Model, investigation: Investigation, tmp_path: Path
+) -> None:
+    enough = ms.behaviors.load("induction", model, n=240, seed=0)
+    few = CheckSettings(
+        tests=TestSettings(n_rivals=60, n_inflated=60), n_controls=1, n_parts=60, n_search=8, n_tested=40
+    )
+    checked = investigate(model, enough, checks=few)
+    verdict, bare = (found.circuit_record.verdict for found in (checked, investigation))
+    assert bare.checks is None and verdict.checks is not None
+    assert verdict.outcome == bare.outcome and checked.record.verdict.checks is None
+    assert verdict.predictions == bare.predictions
+    page = save_investigation(checked, tmp_path)["report.html"].read_text(encoding="utf-8")
+    assert "Beside the claim about the circuit: other tests" in page
+    assert "The same search where there is nothing to find" in page

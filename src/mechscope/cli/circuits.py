@@ -1,8 +1,9 @@
-"""`mechscope circuit`: the edges that carry a behaviour, evaluated and tested, as a report."""
+"""`mechscope circuit` and `parts`: the edges, latents or experts that carry a behaviour, tested, as a report."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -76,7 +77,7 @@ def circuit(
     options = {"--method": method, "--edges": edges, "--runs": f"{n_runs},{n_controls}", "--n": n}
     options |= {"--seed": seed}
     options |= {"--pairs": pairs, "--dtype": dtype.value, "--device": device, "--out": out}
-    found = replace(found, command=_command(model, behavior, options))
+    found = replace(found, command=_command("circuit", model, behavior, options))
     files = save_circuit_investigation(found, out)
     verdict, evaluation = found.record.verdict, found.evaluation
     shown = {
@@ -96,6 +97,108 @@ def circuit(
         say("\nbeside the claim, deciding nothing:")
         facts({f"  {name}": outcome for name, outcome in beside.items()})
     say(f"\n{files['report.html']}")
+
+
+class Grain(StrEnum):
+    """What a circuit of parts is made of, and what happens to what is no part."""
+
+    latents = "latents"
+    latents_alone = "latents-alone"
+    experts = "experts"
+    experts_frozen = "experts-frozen"
+
+
+@app.command()
+def parts(
+    model: ModelArgument,
+    behavior: BehaviorArgument,
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.html, circuit.json and claim.json.")],
+    grain: Annotated[
+        Grain,
+        typer.Option(
+            "--grain",
+            help="latents of dictionaries, whose errors stay (latents) or go (latents-alone); experts of a mixture, "
+            "where routers choose anew (experts) or as before (experts-frozen).",
+        ),
+    ] = Grain.latents,
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep", min=1, help="Parts at most: 100 latents or a quarter of all experts unless said."
+        ),
+    ] = None,
+    dictionary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dictionary",
+            help="Of latents: a folder, one with a dictionary in each subfolder, or a name such as village/mlp.3; "
+            "repeatable. By default the transcoders that ship with MODEL.",
+        ),
+    ] = None,
+    n: PairCountOption = N_PAIRS,
+    pairs: PairsOption = None,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = Dtype.auto,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Find the latents of dictionaries or the experts that carry a behaviour, test them, and write a report."""
+    places = places_of(model, grain, dictionary or [])
+    opened = open_model(model, dtype=dtype.value, device=device)
+    from mechscope.investigations.part_report import save_part_investigation
+    from mechscope.investigations.part_search import PartSearch, investigate_parts
+    from mechscope.investigations.prompts import open_behavior
+
+    loaded = open_behavior(behavior, opened, pairs=pairs, n=n, seed=seed)
+    search = PartSearch(grain=grain.value, n_parts=keep, dictionaries=places, seed=seed)
+    with bar() as tell:
+        found = investigate_parts(opened, loaded, search=search, ledger=out, progress=tell)
+    options = {"--grain": grain.value, "--keep": keep, "--n": n, "--seed": seed, "--pairs": pairs}
+    options |= {"--dtype": dtype.value, "--device": device, "--out": out}
+    given = [word for place in dictionary or [] for word in ("--dictionary", place)]
+    found = replace(found, command=_command("parts", model, behavior, options, given))
+    files = save_part_investigation(found, out)
+    verdict, evaluation = found.record.verdict, found.evaluation
+    shown = {
+        "outcome": verdict.outcome,
+        "statement": found.record.claim.statement,
+        "circuit": found.circuit.name,
+        "faithfulness": evaluation.faithfulness,
+        "complement": evaluation.complement,
+        "best random": float(evaluation.random_faithfulness.max()),
+    }
+    if as_json:
+        emit({**shown, "files": {name: str(path) for name, path in files.items()}})
+        return
+    facts({name: f"{value:.3f}" if isinstance(value, float) else value for name, value in shown.items()})
+    say(f"\n{files['report.html']}")
+
+
+def places_of(model: str, grain: Grain, given: Sequence[str]) -> tuple[str, ...]:
+    """Where the dictionaries of latents are: as given, or the transcoders that ship with the model; () for experts.
+
+    Raises:
+        BadCommand: dictionaries of experts, or none of latents.
+    """
+    from mechscope.features.shipped import bundled_indexes
+
+    if grain in (Grain.experts, Grain.experts_frozen):
+        if given:
+            raise BadCommand(
+                "Experts are not read by dictionaries.",
+                got=f"--grain {grain} --dictionary {given[0]}",
+                instead="--grain latents, or no --dictionary",
+            )
+        return ()
+    shipped = any(name.startswith("mlp.") for name in bundled_indexes(model))
+    if not given and not shipped:
+        raise BadCommand(
+            "A circuit of latents needs the dictionaries that they are of.",
+            got=f"--grain {grain} and no --dictionary",
+            because=f"none ship with {model}",
+            instead="--dictionary FOLDER, a dictionary's or one with a dictionary in each subfolder",
+        )
+    return tuple(given) or (f"{model}/mlp.*",)
 
 
 def read_runs(text: str) -> tuple[int, int]:
@@ -123,9 +226,11 @@ def read_runs(text: str) -> tuple[int, int]:
     return n_runs, int(parts[1]) if len(parts) == 2 else min(n_runs, MOST_CONTROLS)
 
 
-def _command(model: str, behavior: str, options: Mapping[str, object]) -> str:
+def _command(
+    name: str, model: str, behavior: str, options: Mapping[str, object], more: Sequence[str] = ()
+) -> str:
     """How to ask for the same again: sizes and seed in full, so that no default of another version decides."""
     given = {name: value for name, value in options.items() if value not in (None, "auto", "cpu")}
     return shlex.join(
-        ["mechscope", "circuit", model, behavior, *(str(w) for pair in given.items() for w in pair)]
+        ["mechscope", name, model, behavior, *more, *(str(w) for pair in given.items() for w in pair)]
     )

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from mechscope.cli.application import (
     app,
 )
 from mechscope.cli.opening import open_model
-from mechscope.cli.terminal import bar, emit, facts, uninterrupted
+from mechscope.cli.terminal import bar, emit, facts, say, uninterrupted
 from mechscope.vocabulary.errors import BadFile
 
 N_PAIRS = 600
@@ -30,6 +30,15 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for report, numbe
 FreshOption = Annotated[
     bool,
     typer.Option("--fresh", help="Test on new held-out prompts that the ledger in DIR never saw opened."),
+]
+
+ChecksOption = Annotated[
+    bool,
+    typer.Option(
+        "--checks",
+        help="Also hold the circuit against everything that can stand beside its claim: other tests, and the search "
+        "where there is nothing to find. Minutes; decides nothing.",
+    ),
 ]
 
 
@@ -46,6 +55,7 @@ class Request:
     dtype: str = "auto"
     device: str = "cpu"
     fresh: bool = False
+    checks: bool = False
 
     @property
     def command(self) -> str:
@@ -55,7 +65,8 @@ class Request:
         for name in ("pairs", "n", "seed", "dtype", "device"):
             if (value := getattr(self, name)) != getattr(defaults, name):
                 words += [f"--{name}", str(value)]
-        return shlex.join([*words, "--fresh"] if self.fresh else words)
+        words += [f"--{name}" for name in ("fresh", "checks") if getattr(self, name)]
+        return shlex.join(words)
 
 
 @app.command()
@@ -79,6 +90,7 @@ def investigate(
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "cpu",
     fresh: FreshOption = False,
+    checks: ChecksOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find what carries a behaviour, claim it, test the claim on held-out prompts, and write a report."""
@@ -92,6 +104,7 @@ def investigate(
         dtype=dtype.value,
         device=device,
         fresh=fresh,
+        checks=checks,
     )
     carry_out(request, as_json=as_json)
 
@@ -100,6 +113,8 @@ def carry_out(request: Request, *, as_json: bool) -> None:
     """Open, investigate, save, and say what came out."""
     refuse_unless_folder(request.out)
     model = open_model(request.model, dtype=request.dtype, device=request.device)
+    from mechscope.circuits.statistics.checks import CheckSettings
+    from mechscope.circuits.statistics.significance import TestSettings
     from mechscope.investigations.investigate import investigate
     from mechscope.investigations.prompts import PAIR_FILES, open_behavior, other_behaviors, unopened
     from mechscope.investigations.saving import save_investigation
@@ -117,9 +132,10 @@ def carry_out(request: Request, *, as_json: bool) -> None:
             others=other_behaviors(behavior, model, n=request.n, seed=request.seed),
             seed=request.seed,
             ledger=request.out,
-            command=request.command,
+            checks=CheckSettings(tests=TestSettings(seed=request.seed)) if request.checks else None,
             progress=tell,
         )
+    found = replace(found, command=request.command)
     with uninterrupted():
         written = save_investigation(found, request.out, pairs=pairs)
     files = {name: str(path) for name, path in written.items()}
@@ -129,14 +145,20 @@ def carry_out(request: Request, *, as_json: bool) -> None:
         "outcome": found.circuit_outcome,
         "statement": statement_of(found.circuit_record, edge_part, found.stopped),
     }
+    verdict = None if found.circuit_record is None else found.circuit_record.verdict
+    beside = {} if verdict is None or verdict.checks is None else verdict.checks.outcomes
     if as_json:
-        emit({**heads, "circuit": circuit, "files": files, "seconds": found.seconds})
+        told = {"checks": beside} if request.checks else {}
+        emit({**heads, "circuit": circuit, **told, "files": files, "seconds": found.seconds})
         return
     shown = {
         f"heads: {found.outcome}": heads["statement"],
         f"circuit: {found.circuit_outcome}": circuit["statement"],
     }
     facts(({"no claim": found.stopped} if found.stopped else shown) | {"report": files["report.html"]})
+    if beside:
+        say("\nbeside the claim about the circuit, deciding nothing:")
+        facts({f"  {name}": outcome for name, outcome in beside.items()})
 
 
 def statement_of(record: Any, part: Any, otherwise: str) -> str:

@@ -42,7 +42,20 @@ WORLDS = {
 """What each world without the mechanism is."""
 
 
-def tests_section(checks: CircuitChecks) -> Section:
+def checks_sections(checks: CircuitChecks | None, *, about: str = "") -> list[Section]:
+    """All that stands beside a claim; none where nothing does.
+
+    Args:
+        checks: Of the claim's verdict.
+        about: What the claim is about, where a report has several claims.
+    """
+    if checks is None:
+        return []
+    controls = controls_section(checks)
+    return [tests_section(checks, about=about), *([] if controls is None else [controls])]
+
+
+def tests_section(checks: CircuitChecks, *, about: str = "") -> Section:
     """The tests that decide nothing: questions, estimates, corrected p, what they say."""
     level = f"{checks.tests[0].level:.0%}" if checks.tests else "5%"
     n_pairs, n_units = checks.settings.get("n_pairs"), checks.settings.get("n_units")
@@ -73,7 +86,8 @@ def tests_section(checks: CircuitChecks) -> Section:
     ]
     if checks.left_out:
         blocks.append(Callout("What could not be asked", list(checks.left_out)))
-    return Section("Beside the claim: other tests", blocks)
+    claim = f"the claim about {about}" if about else "the claim"
+    return Section(f"Beside {claim}: other tests", blocks)
 
 
 def controls_section(checks: CircuitChecks) -> Section | None:

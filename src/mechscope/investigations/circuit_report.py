@@ -7,10 +7,11 @@ from typing import Any
 from mechscope.circuits.evaluation import CircuitEvaluation
 from mechscope.figures import Block, Bullets, Code, Lines, Prose, Report, Section, Table, Verdict
 from mechscope.figures.shown import number
-from mechscope.investigations.circuit_checks_section import controls_section, tests_section
+from mechscope.investigations.circuit_checks_section import checks_sections
 from mechscope.investigations.circuit_search import CircuitInvestigation
 from mechscope.investigations.circuit_section import HOW_TO_READ, N_EDGES_SHOWN, draw_circuit, edge_table
 from mechscope.investigations.claim_section import MEANING, claim_section, headline_figures
+from mechscope.investigations.part_search import PartInvestigation
 from mechscope.records.files import save_json, save_text
 
 REPORT, RESULT, CLAIM, CIRCUIT = "report.html", "result.json", "claim.json", "circuit.json"
@@ -56,20 +57,16 @@ def build_circuit_report(found: CircuitInvestigation) -> Report:
         f"The circuit of {found.behavior.name} in {found.model_name}",
         subtitle="Which edges carry this behaviour, found on one set of prompts and tested on another.",
         verdict=head,
-        record=_record(found),
+        record=record_of(found),
     )
-    report.add(_behavior(found))
+    report.add(behavior_section(found))
     report.add(_graph(found))
     report.add(_measures(found))
     if found.stability is not None:
         report.add(_stability(found))
     report.add(claim_section(found.record, sizes="those of every claim about a circuit"))
-    checks = found.record.verdict.checks
-    if checks is not None:
-        report.add(tests_section(checks))
-        controls = controls_section(checks)
-        if controls is not None:
-            report.add(controls)
+    for section in checks_sections(found.record.verdict.checks):
+        report.add(section)
     report.add(_not_shown(found))
     report.add(
         Section(
@@ -86,7 +83,8 @@ def build_circuit_report(found: CircuitInvestigation) -> Report:
     return report
 
 
-def _behavior(found: CircuitInvestigation) -> Section:
+def behavior_section(found: CircuitInvestigation | PartInvestigation) -> Section:
+    """What the behaviour is: clean and corrupt prompts, the metric, examples."""
     held_out, evaluation = found.record.verdict.held_out, found.evaluation
     metric = str(evaluation.settings.get("metric", "metric")).replace("_", " ")
     blocks: list[Block] = [
@@ -106,7 +104,8 @@ def _behavior(found: CircuitInvestigation) -> Section:
     return Section("The behaviour", blocks if found.examples else blocks[:1])
 
 
-def _record(found: CircuitInvestigation) -> dict[str, str]:
+def record_of(found: CircuitInvestigation | PartInvestigation) -> dict[str, str]:
+    """What somebody needs who wants to compute it again, for the foot of a page."""
     model, software = found.record.model, found.record.software.model_dump()
     return {
         "model": f"{model.name} ({model.family}, {model.dtype}), weights {model.weights_sha256[:16]}",

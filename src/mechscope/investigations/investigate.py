@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mechscope.behaviors import Baseline, Behavior, measure
+from mechscope.circuits.statistics.checks import CheckSettings
 from mechscope.claims.bench import EngineBench
 from mechscope.claims.claim import Claim
 from mechscope.claims.claim_file import ClaimRecord
@@ -45,8 +46,8 @@ class Investigation:
         circuit_record: The tested claim about the circuit, or None.
         stopped: Why it ended before any claim; "" if it did not.
         examples: Some (clean, corrupt, answer, foil) as text.
-        command: How to run it again.
         seconds: By stage.
+        command: How to run it again, for the report.
     """
 
     model_name: str
@@ -59,8 +60,8 @@ class Investigation:
     circuit_record: ClaimRecord | None
     stopped: str
     examples: tuple[tuple[str, str, str, str], ...]
-    command: str
     seconds: dict[str, float]
+    command: str = ""
 
     @property
     def outcome(self) -> str:
@@ -85,7 +86,7 @@ def investigate(
     others: tuple[Behavior, ...] = (),
     seed: int = 0,
     ledger: Path | None = None,
-    command: str = "",
+    checks: CheckSettings | None = None,
     progress: Progress | None = None,
 ) -> Investigation:
     """Find what carries a behaviour, heads and then edges, claim both, and test the claims.
@@ -96,7 +97,7 @@ def investigate(
         others: Behaviours that the mechanism might spare.
         seed: Of controls and resamples.
         ledger: Folder of the ledger of held-out openings.
-        command: How the caller would run this again; shown in the report.
+        checks: What the circuit is held against beside its claim, deciding nothing; None for nothing.
         progress: Told the stage and the share done.
 
     Cost: a minute and a half on two cores for a model of a few million parameters.
@@ -120,7 +121,7 @@ def investigate(
         heads = claim_heads(model, behavior, part=heads, others=others, seed=seed)
         edges = claim_edges(model, behavior, part=edges, others=others, seed=seed)
     claims = [None if part is None else part.claim for part in (heads, edges)]
-    record, circuit_record = _test(model, claims, others, ledger, stages)
+    record, circuit_record = _test(model, claims, others, ledger, stages, checks)
     stages.begin("writing", 0.99, 1.0)
     return Investigation(
         model_name=model.identity.name,
@@ -133,7 +134,6 @@ def investigate(
         circuit_record=circuit_record,
         stopped="" if record or circuit_record else _why_stopped(baseline, heads, edges),
         examples=examples_of(model, behavior),
-        command=command,
         seconds=stages.seconds,
     )
 
@@ -144,8 +144,12 @@ def _test(
     others: Sequence[Behavior],
     ledger: Path | None,
     stages: Stages,
+    checks: CheckSettings | None,
 ) -> tuple[ClaimRecord | None, ...]:
-    """Test what was claimed, in one opening: every claim is frozen by now (docs/decisions/0010)."""
+    """Test what was claimed, in one opening: every claim is frozen by now (docs/decisions/0010).
+
+    Checks are done of a circuit alone, after its verdict was made.
+    """
     frozen = [claim for claim in claims if claim is not None]
     if not frozen:
         return tuple(None for _ in claims)
@@ -158,7 +162,7 @@ def _test(
     ):
         if claim is not None:
             stages.begin(f"testing the {name} on held-out prompts", start, stop)
-        records.append(None if claim is None else test_opened(claim, bench, opened))
+        records.append(None if claim is None else test_opened(claim, bench, opened, checks=checks))
     return tuple(records)
 
 

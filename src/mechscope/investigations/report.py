@@ -22,6 +22,7 @@ from mechscope.figures import (
     Verdict,
 )
 from mechscope.figures.labelled import LabelledArray
+from mechscope.investigations.circuit_checks_section import checks_sections
 from mechscope.investigations.circuit_section import found_circuit_section
 from mechscope.investigations.claim_section import MEANING, claim_section, headline_figures
 from mechscope.investigations.heads import HeadPart
@@ -58,6 +59,8 @@ def build_report(investigation: Investigation) -> Report:
         report.add(
             claim_section(investigation.circuit_record, about="the circuit", beside=investigation.record)
         )
+        for section in checks_sections(investigation.circuit_record.verdict.checks, about="the circuit"):
+            report.add(section)
     report.add(_not_shown(investigation))
     report.add(_again(investigation))
     return report

@@ -1,7 +1,7 @@
 """A plan's activations fit into its memory, counted while it runs; without the cut they would not."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -30,7 +30,7 @@ def _nothing_is_collected() -> Iterator[None]:
     gc.enable()
 
 
-def planned(family: str, all_writes: list[tuple[object, ...]], memory: int) -> tuple[Model, Plan]:
+def planned(family: str, all_writes: Sequence[tuple[object, ...]], memory: int) -> tuple[Model, Plan]:
     """Twenty-four prompts of several lengths, under each of some writes."""
     model = wrap(tiny(family, torch.float64), check=False)
     generator = torch.Generator().manual_seed(0)

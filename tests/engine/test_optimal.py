@@ -30,6 +30,16 @@ def test_an_optimal_ablation_hurts_less_than_the_mean(family: str, at: str) -> N
     assert 0 < lost(optimal, model) < 0.9 * lost(mean, model)
 
 
+def test_heads_before_positions_are_learnt_too() -> None:
+    model = model_of("gpt_oss")
+    # Sinks are the same at every position, so what differs is put there first.
+    nudge = ms.edit("sink.1", lambda value: value + torch.arange(value.numel()).reshape(value.shape) % 7)
+    optimal = ms.learn_optimal(
+        model, [nudge, ms.ablate("sink.1", "optimal", reference=REFERENCE)], learning=FEW
+    )
+    assert 0 <= lost(optimal, model) < lost([nudge], model)
+
+
 def test_without_a_step_it_is_the_mean() -> None:
     model = model_of("gpt2")
     optimal = ms.learn_optimal(

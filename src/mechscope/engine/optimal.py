@@ -19,6 +19,7 @@ from mechscope.interventions.resolve import mean_over_tokens, reference_batch, r
 from mechscope.interventions.subspace import move_inside
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
+from mechscope.models.writing import to_token_form
 from mechscope.vocabulary.errors import InterventionMismatch
 from mechscope.vocabulary.protocols import Facts, Tokens, Write
 from mechscope.vocabulary.sites import Site
@@ -171,7 +172,8 @@ def _starts(model: Model, writes: Sequence[Ablation], batch: TokenBatch) -> dict
             value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
         )
         mean = mean_over_tokens(wide, site, batch)
-        spread = (wide[batch.mask.bool().to(wide.device)] - mean).square().mean().sqrt()
+        real = to_token_form(wide, site.row)[batch.mask.bool().to(wide.device)]
+        spread = (real - mean).square().mean().sqrt()
         starts[site] = _Start(mean, spread)
     return starts
 

@@ -231,7 +231,7 @@ class UserMetric(Metric):
     """A user's function of the logits read; works everywhere, cannot be saved.
 
     Args:
-        function: [rows, n_positions, d_vocab] to [rows].
+        function: [rows, n_positions, d_vocab] to [rows]; called with any rows of the batch, each judged by itself.
         positions: Positions it reads.
     """
 

@@ -45,9 +45,7 @@ class ChunkSize:
         return n_tokens <= self.n_tokens and self.bytes_of(n_tokens, n_rows, n_slots) <= self.n_bytes
 
 
-def chunk_size(
-    model: Model, n_columns: int, *, readings: Sequence[Reading], n_tokens: int, n_bytes: int
-) -> ChunkSize:
+def chunk_size(model: Model, n_columns: int, *, logit_bytes: int, n_tokens: int, n_bytes: int) -> ChunkSize:
     """What a chunk over prompts of so many columns may hold, within a number of tokens and of bytes."""
     size, heads, kv_heads = model.dtype.itemsize, model.n_heads, model.n_kv_heads
     # Grouped keys and values are repeated for each head.
@@ -57,7 +55,7 @@ def chunk_size(
         n_tokens=n_tokens,
         n_bytes=n_bytes,
         per_token=wide * size,
-        per_row=n_columns * keys * size + max(logit_bytes_per_row(model, reading) for reading in readings),
+        per_row=n_columns * keys * size + logit_bytes,
         per_slot=_attention_width(model, n_columns) * size,
     )
 

@@ -230,21 +230,26 @@ def _bytes_per_row(model: Model, experiments: Sequence[Experiment], late: Sequen
 def _cut(group: Group, model: Model, memory: int) -> None:
     """Give a group its blocks and chunks: half of the memory for what the base run keeps, half for work beside it."""
     n_rows, n_columns = group.experiments[0].inputs.shape
-    block = max(1, min(n_rows, memory // 2 // max(_kept_and_passing(model, group))))
+    logits = _logit_bytes(model, group)
+    block = max(1, min(n_rows, memory // 2 // max(_kept_and_passing(model, group, logits))))
     group.blocks = [(start, min(start + block, n_rows)) for start in range(0, n_rows, block)]
     group.chunk = chunk_size(
         model,
         n_columns,
-        readings=readings_of(group.experiments),
+        logit_bytes=logits,
         n_tokens=_TOKENS_PER_CALL.get(model.device.type, 4096),
         n_bytes=memory // 2,
     )
 
 
-def _kept_and_passing(model: Model, group: Group) -> tuple[int, int]:
+def _logit_bytes(model: Model, group: Group) -> int:
+    """Bytes of the logits read of a prompt, of the metric that reads most."""
+    return max(logit_bytes_per_row(model, reading) for reading in readings_of(group.experiments))
+
+
+def _kept_and_passing(model: Model, group: Group, logits: int) -> tuple[int, int]:
     """Bytes of a prompt: what its base run keeps, and what it takes on the way through a layer or the unembedding."""
     n_columns = group.experiments[0].inputs.shape[1]
-    logits = max(logit_bytes_per_row(model, reading) for reading in readings_of(group.experiments))
     kept = base_bytes_per_row(model, n_columns, written_sites(group.prepared))
     return kept, max(forward_bytes_per_row(model, n_columns), logits)
 
@@ -254,7 +259,7 @@ def _packed_peak(model: Model, group: Group) -> int:
     assert group.chunk is not None
     n_columns = group.experiments[0].inputs.shape[1]
     n_rows = max(stop - start for start, stop in group.blocks)
-    kept, passing = _kept_and_passing(model, group)
+    kept, passing = _kept_and_passing(model, group, _logit_bytes(model, group))
     n_packed = n_rows * len(group.experiments)
     everything = group.chunk.bytes_of(n_packed * n_columns, n_packed, n_columns)
     one_row = group.chunk.bytes_of(n_columns, 1, n_columns)

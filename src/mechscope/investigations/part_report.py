@@ -1,5 +1,6 @@
 """The report of a circuit of latents or experts: the verdict, the parts, what they carry, what was not shown."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ from mechscope.investigations.part_search import (
     strongest_parts,
 )
 from mechscope.records.files import save_json, save_text
+
+CONVENTIONS = ("split", "metric", "ablation", "direction", "routing")
+"""What a figure says of its numbers; the rest is in the record, and the sites whose errors are kept in the table."""
 
 NEEDED = 0.01
 """A part that is missed by less than this share of the gap is told as not needed by itself."""
@@ -81,7 +85,10 @@ def build_part_report(found: PartInvestigation) -> Report:
     report.add(_measures(found))
     report.add(claim_section(found.record, sizes="those of every claim about a circuit"))
     report.add(_not_shown(found))
-    again = f"mechscope claim verify {CLAIM}"
+    local = [place for place in found.search.dictionaries if Path(place).exists()]
+    again = shlex.join(
+        ["mechscope", "claim", "verify", CLAIM, *(w for p in local for w in ("--dictionary", p))]
+    )
     report.add(
         Section(
             "How to run it again",
@@ -163,14 +170,15 @@ def _measures(found: PartInvestigation) -> Section:
         coords={"series": list(series), f"{part}s kept": [len(one.circuit) for one in found.sizes]},
         unit="faithfulness",
         title=f"How many {part}s are enough",
-        conventions=evaluation.settings,
+        conventions={name: told for name, told in evaluation.settings.items() if name in CONVENTIONS},
     )
     table = evaluation.table()
     random = evaluation.random_faithfulness
     told = (
         "Faithfulness is 1 for the model and 0 with no part kept"
         f"; {number(evaluation.faithfulness)} for the circuit, on {len(evaluation.values)} held-out pairs. "
-        f"As many random {part}s at each site, of those that are active, reach {number(float(random.max()))} at most."
+        f"As many random {part}s at each site, of those that are active, reach {number(float(random.max()))} at most; some of "
+        "the circuit's own may be among these, of the claim's controls none is."
     )
     if evaluation.errors_alone is not None:
         told += (

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+import mechscope as ms
 from command_line_runs import Shell, is_refusal
 from mechscope.circuits.parts.latents import LatentCircuit
 from mechscope.claims.claim_file import ClaimRecord
+from mechscope.claims.ledger import Ledger
 from mechscope.vocabulary.errors import NotEnoughEvidence
 
 
@@ -68,6 +70,18 @@ def test_an_investigation_checks_its_circuit_only_if_asked(
     for more in ((), ("--checks",)):
         assert is_refusal(shell(*words, *more), "NotEnoughEvidence")
     assert asked[0] is None and (asked[1].n_controls, asked[1].tests.seed) == (19, 3)
+
+
+def test_a_claim_asks_for_dictionaries_that_are_not_where_its_file_says(shell: Shell, tmp_path: Path) -> None:
+    dictionary = ms.features.open("village/mlp.1").dictionary()
+    dictionary.save(tmp_path / "mine")
+    circuit = LatentCircuit.of([dictionary], latents={"mlp_out.1": (1, 5)}, errors="kept")
+    behavior = ms.behaviors.load("agreement", ms.load("village"), n=12)
+    ms.Claim.about(circuit, behavior=behavior, dictionaries=[tmp_path / "mine"]).save(tmp_path / "claim.json")
+    (tmp_path / "mine").rename(tmp_path / "moved")
+    done = shell("claim", "test", tmp_path / "claim.json", "--model", "village")
+    assert is_refusal(done, "BadFile") and "--dictionary" in done.err and "nothing lies at mine" in done.err
+    assert not Ledger(tmp_path).entries()
 
 
 @pytest.mark.slow

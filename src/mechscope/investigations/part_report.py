@@ -177,8 +177,8 @@ def _measures(found: PartInvestigation) -> Section:
     told = (
         "Faithfulness is 1 for the model and 0 with no part kept"
         f"; {number(evaluation.faithfulness)} for the circuit, on {len(evaluation.values)} held-out pairs. "
-        f"As many random {part}s at each site, of those that are active, reach {number(float(random.max()))} at most; some of "
-        "the circuit's own may be among these, of the claim's controls none is."
+        f"As many random {part}s at each site, of those that are active, reach {number(float(random.max()))} at most; "
+        "some of the circuit's own may be among these, and none among the claim's controls."
     )
     if evaluation.errors_alone is not None:
         told += (

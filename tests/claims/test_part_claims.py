@@ -90,6 +90,7 @@ def test_the_latents_that_were_planted_are_supported(saved: tuple[Path, ClaimRec
     assert record.verdict.checks is None and "3 latents" in record.claim.statement
 
 
+@pytest.mark.slow
 def test_other_latents_are_refuted():
     model, dictionaries, behavior = of_latents()
     wrong = LatentCircuit.of(dictionaries, latents={"mlp_out.0": (1, 3), "mlp_out.1": (4,)}, errors="removed")

@@ -1,9 +1,10 @@
 """JumpReLU (Rajamanoharan et al. 2024; Conerly et al. 2025): a learned threshold for each latent.
 
 Thresholds get gradients by straight-through estimators inside a band around them; they are kept themselves, not
-their logarithm, under which Adam hardly moves them. The band is wide: in a narrow one gradients are so rare that Adam
-takes each at its full step, thresholds drift off, and their latents die. Nothing lowers the threshold of a latent that
-died, so it is given the living ones' median, and AuxK can bring it back.
+their logarithm, under which Adam hardly moves them. In a narrow band gradients are so rare that Adam takes each at its
+full step, thresholds drift off, and their latents die; in a wide one so many latents take part that a step is no faster
+than a dense one. Nothing lowers the threshold of a latent that died, so it is given the living ones' median, and AuxK can
+bring it back.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ class JumpReLU(Architecture):
         sparsity: "quadratic": coefficient x (L0 / l0 - 1)^2; "step": coefficient x L0 / l0; "tanh": coefficient x
             the sum of tanh(steepness x value x decoder norm) / l0.
         coefficient: Weight of the penalty beside the mean squared error, which is 1 for a dictionary of nothing.
-        bandwidth: Of the band around a threshold, in units of normalised values (Conerly et al. take 2 as well).
+        bandwidth: Of the band around a threshold, in units of normalised values (Conerly et al. take 2).
         start: L0 of the first batch, as a multiple of `l0`: thresholds start there.
         steepness: Of "tanh".
     """
@@ -45,7 +46,7 @@ class JumpReLU(Architecture):
     l0: float = 32.0
     sparsity: Literal["quadratic", "step", "tanh"] = "quadratic"
     coefficient: float = 1.0
-    bandwidth: float = 2.0
+    bandwidth: float = 1.0
     start: float = 4.0
     steepness: float = 4.0
 

@@ -3,8 +3,8 @@
 Thresholds get gradients by straight-through estimators inside a band around them; they are kept themselves, not
 their logarithm, under which Adam hardly moves them. In a narrow band gradients are so rare that Adam takes each at its
 full step, thresholds drift off, and their latents die; in a wide one so many latents take part that a step is no faster
-than a dense one. Nothing lowers the threshold of a latent that died, so it is given the living ones' median, and AuxK can
-bring it back.
+than a dense one. Nothing lowers the threshold of a latent that died, so it is given the living ones' median, and AuxK
+can bring it back.
 """
 
 from dataclasses import dataclass

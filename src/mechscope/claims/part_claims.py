@@ -126,13 +126,14 @@ class Parts:
             kept[site][len(self._own[site]) :] = which[len(self._own[site]) :]
         return Parts(replace(self.circuit, kept=kept, scores=None), self.placed, label)
 
+    def without(self, site: str, index: int) -> "Parts":
+        """The circuit less one of its parts; errors stay."""
+        left = tuple(one for one in self.members[site] if one != index)
+        return self.keeping(self.members | {site: left})
+
     def without_each(self) -> tuple["Parts", ...]:
-        """The circuit less each of its parts; errors stay."""
-        return tuple(
-            self.keeping(self.members | {site: tuple(one for one in kept if one != left)})
-            for site, kept in self.members.items()
-            for left in kept
-        )
+        """The circuit less each of its parts."""
+        return tuple(self.without(site, index) for site, kept in self.members.items() for index in kept)
 
     def refuse_unless_of(self, model: Model) -> None:
         """Refuse another model than the circuit's, and dictionaries that do not fit it."""

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from mechscope.attribution.part_scores import node_of
 from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
@@ -219,16 +217,10 @@ def _needs(model: Model, mechanism: Parts, split: Split, gap: float) -> dict[str
     circuit = mechanism.circuit
     assert isinstance(circuit, LatentCircuit | ExpertCircuit)
     top = strongest_parts(circuit, N_NEEDS)
-    less = [
-        mechanism.keeping(
-            mechanism.members | {site: tuple(one for one in mechanism.members[site] if one != index)}
-        )
-        for site, index, _ in top
-    ]
+    less = [mechanism.without(site, index) for site, index, _ in top]
     values = measure_parts(model, [mechanism, *less], prediction=recovers(1.0), split=split)
     lost: list[float] = ((values[0] - values[1:]).mean(1) / gap).tolist()
-    names = [name_of(circuit, site, index) for site, index, _ in top]
-    return dict(zip(names, np.array(lost).tolist(), strict=True))
+    return {name_of(circuit, site, index): one for (site, index, _), one in zip(top, lost, strict=True)}
 
 
 def _labels(mechanism: Parts) -> dict[str, str]:

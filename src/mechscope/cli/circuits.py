@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from mechscope.cli.application import (
 from mechscope.cli.opening import open_model
 from mechscope.cli.terminal import bar, emit, facts, say
 from mechscope.vocabulary.errors import BadCommand
+
+if TYPE_CHECKING:
+    from mechscope.investigations.found_circuit import FoundCircuit
 
 N_PAIRS = 240
 
@@ -79,24 +82,14 @@ def circuit(
     options |= {"--pairs": pairs, "--dtype": dtype.value, "--device": device, "--out": out}
     found = replace(found, command=_command("circuit", model, behavior, options))
     files = save_circuit_investigation(found, out)
-    verdict, evaluation = found.record.verdict, found.evaluation
-    shown = {
-        "outcome": verdict.outcome,
-        "statement": found.record.claim.statement,
+    numbers = {
         "edges": len(found.circuit),
-        "faithfulness": evaluation.faithfulness,
+        "faithfulness": found.evaluation.faithfulness,
         "jaccard": None if found.stability is None else found.stability.jaccard,
         "stable edges": None if found.stability is None else len(found.stability.stable),
     }
-    beside = {} if verdict.checks is None else verdict.checks.outcomes
-    if as_json:
-        emit({**shown, "checks": beside, "files": {name: str(path) for name, path in files.items()}})
-        return
-    facts({name: f"{value:.3f}" if isinstance(value, float) else value for name, value in shown.items()})
-    if beside:
-        say("\nbeside the claim, deciding nothing:")
-        facts({f"  {name}": outcome for name, outcome in beside.items()})
-    say(f"\n{files['report.html']}")
+    checks = found.record.verdict.checks
+    _tell(found, numbers, files, as_json=as_json, beside={} if checks is None else checks.outcomes)
 
 
 class Grain(StrEnum):
@@ -158,20 +151,13 @@ def parts(
     given = [word for place in dictionary or [] for word in ("--dictionary", place)]
     found = replace(found, command=_command("parts", model, behavior, options, given))
     files = save_part_investigation(found, out)
-    verdict, evaluation = found.record.verdict, found.evaluation
-    shown = {
-        "outcome": verdict.outcome,
-        "statement": found.record.claim.statement,
+    numbers = {
         "circuit": found.circuit.name,
-        "faithfulness": evaluation.faithfulness,
-        "complement": evaluation.complement,
-        "best random": float(evaluation.random_faithfulness.max()),
+        "faithfulness": found.evaluation.faithfulness,
+        "complement": found.evaluation.complement,
+        "best random": float(found.evaluation.random_faithfulness.max()),
     }
-    if as_json:
-        emit({**shown, "files": {name: str(path) for name, path in files.items()}})
-        return
-    facts({name: f"{value:.3f}" if isinstance(value, float) else value for name, value in shown.items()})
-    say(f"\n{files['report.html']}")
+    _tell(found, numbers, files, as_json=as_json)
 
 
 def places_of(model: str, grain: Grain, given: Sequence[str]) -> tuple[str, ...]:
@@ -224,6 +210,27 @@ def read_runs(text: str) -> tuple[int, int]:
             "One discovery has nothing to be compared with.", got=f"--runs {text}", instead="--runs 0 or 100"
         )
     return n_runs, int(parts[1]) if len(parts) == 2 else min(n_runs, MOST_CONTROLS)
+
+
+def _tell(
+    found: "FoundCircuit",
+    numbers: Mapping[str, object],
+    files: Mapping[str, Path],
+    *,
+    as_json: bool,
+    beside: Mapping[str, str] | None = None,
+) -> None:
+    """What was concluded, the numbers, what stands beside the claim, and where the report is."""
+    shown = {"outcome": found.record.verdict.outcome, "statement": found.record.claim.statement, **numbers}
+    if as_json:
+        checks = {} if beside is None else {"checks": beside}
+        emit({**shown, **checks, "files": {name: str(path) for name, path in files.items()}})
+        return
+    facts({name: f"{value:.3f}" if isinstance(value, float) else value for name, value in shown.items()})
+    if beside:
+        say("\nbeside the claim, deciding nothing:")
+        facts({f"  {name}": outcome for name, outcome in beside.items()})
+    say(f"\n{files['report.html']}")
 
 
 def _command(

@@ -117,13 +117,9 @@ class _Rows:
         """Compute the targets' rows and those of (the most influential) latents; returns which latents, [n]."""
         n = self._local.n_latents
         if max_latents is None or max_latents >= n:
-            layer = choose_layer(self._local)
-            self._meeting = Meeting(self._local, layer) if layer else None
-        self._logits()
-        if max_latents is None or max_latents >= n:
-            for active in self._local.actives:
-                self._latents(active, torch.arange(len(active.latents)))
+            self._all()
             return np.arange(n)
+        self._logits()
         done = np.zeros(n, bool)
         while (left := max_latents - int(done.sum())) > 0:
             ranking = node_influence(self._adjacency(), self._weights())[:n]
@@ -137,6 +133,14 @@ class _Rows:
                 if len(mine):
                     self._latents(active, torch.from_numpy(np.sort(mine)))
         return np.flatnonzero(done)
+
+    def _all(self) -> None:
+        """Every row: those of layers above the meeting come down to it only."""
+        layer = choose_layer(self._local)
+        self._meeting = Meeting(self._local, layer) if layer else None
+        self._logits()
+        for active in self._local.actives:
+            self._latents(active, torch.arange(len(active.latents)))
 
     def graph(self, selected: np.ndarray) -> dict[str, Any]:
         """Fields of the graph of the latents selected."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mechscope.attribution.linearization import Linearization
 from mechscope.attribution.linearization import attribution_graph as outputs_held
+from mechscope.graphs.stations import ATTN_IN, LN_FINAL, MLP_IN, PER_LAYER
 from mechscope.models.anatomy import Norm, Part
 from mechscope.models.cache import Cache
 from mechscope.models.derived import norm_scale, norm_weight
@@ -42,10 +43,13 @@ class FrozenNorm:
 
     def forward(self, x: Tensor, *, with_bias: bool) -> Tensor:
         """The norm's output for [..., pos, d_model]."""
-        x = x - x.mean(-1, keepdim=True) if self.is_centred else x
-        x = x * self.inverse_scale
-        x = x if self.weight is None else x * self.weight
+        x = self.directions(x) * self.inverse_scale
         return x + self.bias if with_bias and self.bias is not None else x
+
+    def directions(self, x: Tensor) -> Tensor:
+        """[..., d_model] centred and weighed: the output without bias, where the denominator is 1."""
+        x = x - x.mean(-1, keepdim=True) if self.is_centred else x
+        return x if self.weight is None else x * self.weight
 
     def fold(self, matrix: Tensor) -> Tensor:
         """Rows [n, d_model] that multiply the norm's output, as rows that multiply x times the inverse scale."""
@@ -142,6 +146,15 @@ class Frozen:
     @property
     def n_positions(self) -> int:
         return self.tokens.shape[1]
+
+    def norm_before(self, station: int) -> FrozenNorm | None:
+        """The norm whose output is read at a station; None where there is none."""
+        layer, kind = divmod(station, PER_LAYER)
+        if layer == self.n_layers:
+            return self.norm_final if kind == LN_FINAL else None
+        if kind == ATTN_IN:
+            return self.layers[layer].norm1
+        return self.layers[layer].norm2 if kind == MLP_IN else None
 
     def value(self, site: Site) -> Tensor:
         """What the run had at a site, [pos, *site], in the dtype of the products."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from mechscope.graphs.flow import Flow, Rows
 from mechscope.graphs.local import Active, Local
 from mechscope.graphs.rise import Rise, Written
-from mechscope.graphs.stations import ATTN_IN, MLP_IN, PER_LAYER
+from mechscope.graphs.stations import PER_LAYER
 
 HELD_BYTES = 256 << 20
 """Memory of what waits at the meeting."""
@@ -118,11 +118,9 @@ class Meeting:
         for actives in self._readers.values():
             for active in actives:
                 vectors = active.part.encoder_rows(active.latents)[0].to(frozen.dtype)
-                layer, kind = divmod(active.part.reads, PER_LAYER)
-                norm = {ATTN_IN: "norm1", MLP_IN: "norm2"}.get(kind)
-                held = None if norm is None else getattr(frozen.layers[layer], norm)
-                if held is not None:
-                    vectors = held.fold(vectors) * held.inverse_scale[active.positions]
+                norm = frozen.norm_before(active.part.reads)
+                if norm is not None:
+                    vectors = norm.fold(vectors) * norm.inverse_scale[active.positions]
                 found[active.first] = vectors
         return found
 
@@ -156,7 +154,12 @@ def _joined(sources: list[tuple[Tensor, Tensor, dict[int, Tensor]]]) -> Spring:
 
 
 def choose_layer(local: Local) -> int:
-    """The layer where meeting costs least within `HELD_BYTES`; 0 is none."""
+    """The layer where meeting costs least within `HELD_BYTES`; 0 is none.
+
+    Cost is counted in products of all of a row's positions. Each attention passed is two, but the first one, which a
+    row enters at its own position alone: a target of layer l passes l - top + 1 of them, a source of layer l, which is
+    written behind that layer's, top - l - 1. No layer is met between what a skip connection reads and where it writes.
+    """
     frozen, tops = local.frozen, range(1, local.frozen.n_layers)
     straddled = {
         layer
@@ -171,7 +174,7 @@ def choose_layer(local: Local) -> int:
     reach = frozen.n_positions // 2 + 1 if frozen.is_causal else frozen.n_positions
     n_bytes = reach * local.tokens.shape[-1] * local.tokens.element_size()
 
-    def cost(top: int) -> int:
+    def n_products(top: int) -> int:
         down = sum(n * (2 * (layer - top) + 1) for layer, n in targets if layer >= top)
         return down + sum(n * max(0, 2 * (top - layer) - 3) for layer, n in sources)
 
@@ -179,7 +182,7 @@ def choose_layer(local: Local) -> int:
         return n_bytes * sum(n for layer, n in sources if layer < top) <= HELD_BYTES
 
     allowed = [0, *(top for top in tops if top not in straddled and fits(top))]
-    return min(allowed, key=cost)
+    return min(allowed, key=n_products)
 
 
 def _read_as(active: Active) -> int:

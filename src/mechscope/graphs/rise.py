@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mechscope.graphs.flow import Flow, Rows, sum_of
-from mechscope.graphs.frozen import Frozen, FrozenLayer
+from mechscope.graphs.frozen import Frozen, FrozenLayer, FrozenNorm
 from mechscope.graphs.stations import (
     ATTN_IN,
     ATTN_OUT,
@@ -88,30 +88,27 @@ class Rise:
         return self._at(base + PER_LAYER, stream)
 
     def _mlp(self, layer: FrozenLayer, base: int, stream: Flow | None) -> Flow | None:
-        self._pass_norm(base + MLP_IN, stream, layer)
+        self._pass_norm(base + MLP_IN, stream, layer.norm2)
         result = None
         if stream is not None and layer.mlp is not None:
-            inner = self._normed(stream, layer, MLP_IN)
+            inner = self._normed(stream, layer.norm2)
             hidden = Flow(inner.values @ layer.mlp.W_in, inner.is_narrow).times(layer.mlp.gate, self._rows)
             result = Flow(hidden.values @ layer.mlp.W_out, inner.is_narrow)
         raw = self._at(base + MLP_RAW, result)
         return self._at(base + MLP_OUT, self._scaled(raw, layer.mlp_factor))
 
-    def _pass_norm(self, station: int, stream: Flow | None, layer: FrozenLayer) -> None:
+    def _pass_norm(self, station: int, stream: Flow | None, norm: FrozenNorm | None) -> None:
         """Show a station behind a norm; nothing is ever written there."""
         if stream is None:
             return
         self._look(station, stream)
         if station in self._skipped_from:
-            self._skipping[station] = self._normed(stream, layer, station % PER_LAYER)
+            self._skipping[station] = self._normed(stream, norm)
 
-    def _normed(self, stream: Flow, layer: FrozenLayer, kind: int) -> Flow:
-        norm = layer.norm1 if kind == ATTN_IN else layer.norm2
+    def _normed(self, stream: Flow, norm: FrozenNorm | None) -> Flow:
         if norm is None:
             return stream
-        values = stream.values - stream.values.mean(-1, keepdim=True) if norm.is_centred else stream.values
-        values = values if norm.weight is None else values * norm.weight
-        return Flow(values, stream.is_narrow).times(norm.inverse_scale, self._rows)
+        return Flow(norm.directions(stream.values), stream.is_narrow).times(norm.inverse_scale, self._rows)
 
     def _at(self, station: int, arriving: Flow | None) -> Flow | None:
         """Pass a station: end here if it is cut, but for skip connections; take up what is written here."""
@@ -143,7 +140,7 @@ class Rise:
 
     def _attention(self, layer: FrozenLayer, base: int, stream: Flow | None) -> Flow | None:
         """Through the norm before attention, the values and the held pattern, and the output projection."""
-        self._pass_norm(base + ATTN_IN, stream, layer)
+        self._pass_norm(base + ATTN_IN, stream, layer.norm1)
         if stream is None:
             return None
         values = (stream.values @ layer.input_rows.T).unflatten(-1, (layer.W_V.shape[0], -1))

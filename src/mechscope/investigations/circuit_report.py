@@ -5,26 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from mechscope.circuits.evaluation import CircuitEvaluation
-from mechscope.figures import Block, Bullets, Code, Lines, Prose, Report, Section, Table, Verdict
+from mechscope.figures import Block, Bullets, Lines, Prose, Report, Section, Table
 from mechscope.figures.shown import number
 from mechscope.investigations.circuit_checks_section import checks_sections
 from mechscope.investigations.circuit_search import CircuitInvestigation
 from mechscope.investigations.circuit_section import HOW_TO_READ, N_EDGES_SHOWN, draw_circuit, edge_table
-from mechscope.investigations.claim_section import MEANING, claim_section, headline_figures
-from mechscope.investigations.part_search import PartInvestigation
-from mechscope.records.files import save_json, save_text
-
-REPORT, RESULT, CLAIM, CIRCUIT = "report.html", "result.json", "claim.json", "circuit.json"
+from mechscope.investigations.claim_section import claim_section
+from mechscope.investigations.found_report import (
+    CLAIM,
+    again_section,
+    behavior_section,
+    record_of,
+    save_found,
+    verdict_of,
+)
 
 
 def save_circuit_investigation(found: CircuitInvestigation, out: Path) -> dict[str, Path]:
     """Write `report.html`, `result.json`, `circuit.json` and `claim.json` into a folder; paths by name."""
-    out.mkdir(parents=True, exist_ok=True)
-    found.circuit.save(out / CIRCUIT)
-    found.record.save(out / CLAIM)
-    save_json(out / RESULT, circuit_to_json(found))
-    save_text(out / REPORT, build_circuit_report(found).to_html())
-    return {name: out / name for name in (REPORT, RESULT, CIRCUIT, CLAIM)}
+    return save_found(found, out, numbers=circuit_to_json(found), report=build_circuit_report(found))
 
 
 def circuit_to_json(found: CircuitInvestigation) -> dict[str, Any]:
@@ -50,13 +49,10 @@ def circuit_to_json(found: CircuitInvestigation) -> dict[str, Any]:
 
 def build_circuit_report(found: CircuitInvestigation) -> Report:
     """The page, not yet written."""
-    verdict = found.record.verdict
-    because = " ".join([MEANING[verdict.outcome], *verdict.reasons[:3]])
-    head = Verdict(verdict.outcome, found.record.claim.statement, because, headline_figures(found.record))
     report = Report(
         f"The circuit of {found.behavior.name} in {found.model_name}",
         subtitle="Which edges carry this behaviour, found on one set of prompts and tested on another.",
-        verdict=head,
+        verdict=verdict_of(found),
         record=record_of(found),
     )
     report.add(behavior_section(found))
@@ -69,52 +65,14 @@ def build_circuit_report(found: CircuitInvestigation) -> Report:
         report.add(section)
     report.add(_not_shown(found))
     report.add(
-        Section(
-            "How to run it again",
-            [
-                Code(found.command or "mechscope circuit MODEL BEHAVIOR", "This report"),
-                Code(
-                    f"mechscope claim verify {CLAIM}",
-                    "Recompute the claim and the tests beside it; exits 0 only if they come out the same",
-                ),
-            ],
+        again_section(
+            found,
+            asked="mechscope circuit MODEL BEHAVIOR --out DIR",
+            verified=f"mechscope claim verify {CLAIM}",
+            what="the claim and the tests beside it",
         )
     )
     return report
-
-
-def behavior_section(found: CircuitInvestigation | PartInvestigation) -> Section:
-    """What the behaviour is: clean and corrupt prompts, the metric, examples."""
-    held_out, evaluation = found.record.verdict.held_out, found.evaluation
-    metric = str(evaluation.settings.get("metric", "metric")).replace("_", " ")
-    blocks: list[Block] = [
-        Prose(
-            "A prompt is **clean** when it asks for the answer, and **corrupt** when the one thing that decides it is "
-            f"changed, so that another answer is right. The metric is the {metric}: how much the model prefers the "
-            f"clean prompt's answer. The **gap** between clean and corrupt prompts, {held_out.gap} on held-out ones, "
-            "is what a circuit has to carry. Prompts about the same thing are one **unit**: intervals count units, "
-            "not prompts."
-        ),
-        Table(
-            ("clean prompt", "corrupt prompt", "answer", "foil"),
-            [tuple(cell.strip() or "–" for cell in row) for row in found.examples],
-            caption="Examples from the train split.",
-        ),
-    ]
-    return Section("The behaviour", blocks if found.examples else blocks[:1])
-
-
-def record_of(found: CircuitInvestigation | PartInvestigation) -> dict[str, str]:
-    """What somebody needs who wants to compute it again, for the foot of a page."""
-    model, software = found.record.model, found.record.software.model_dump()
-    return {
-        "model": f"{model.name} ({model.family}, {model.dtype}), weights {model.weights_sha256[:16]}",
-        "data": f"held out {found.record.held_out.data_hash[:16]}, searched {str(found.circuit.data_sha256)[:16]}",
-        "claim": found.record.claim.id,
-        "method": str(found.circuit.settings.get("method", "")),
-        "seed": str(found.record.claim.seed),
-        "software": ", ".join(f"{name} {version}" for name, version in software.items() if version),
-    }
 
 
 def _graph(found: CircuitInvestigation) -> Section:

@@ -4,7 +4,7 @@ The claim is frozen and tested before anything else is measured on held-out prom
 (`verdict.checks`) decides nothing.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mechscope.behaviors.behavior import Behavior
@@ -18,16 +18,10 @@ from mechscope.circuits.statistics.checks import CheckSettings
 from mechscope.circuits.statistics.resampling import Stability, measure_stability
 from mechscope.circuits.statistics.significance import TestSettings
 from mechscope.claims.claim import Claim
-from mechscope.claims.claim_file import ClaimRecord
+from mechscope.investigations.found_circuit import N_EVALUATED, N_TRAIN, FoundCircuit
 from mechscope.investigations.investigate import examples_of
 from mechscope.investigations.stages import Progress, Stages
 from mechscope.models.model import Model
-
-N_TRAIN = 48
-"""Train pairs that discovery looks at."""
-
-N_EVALUATED = 60
-"""Held-out pairs of the evaluation; the claim reads all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,32 +44,20 @@ class CircuitSearch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CircuitInvestigation:
-    """What was found about a behaviour's circuit.
+class CircuitInvestigation(FoundCircuit):
+    """What was found about a behaviour's circuit of edges.
 
     Args:
-        model_name: Of the model.
-        behavior: Of the circuit.
-        circuit: Found on train prompts.
-        evaluation: On held-out prompts.
         curve: Faithfulness by size, on held-out prompts; None where the method scores no edges.
         stability: Discovery on resampled units; None if it was not asked for.
         stable: Evaluation of the edges that keep being found; None without such edges.
-        record: The tested claim.
-        command: How to ask for it again.
-        examples: Some (clean, corrupt, answer, foil) as text.
     """
 
-    model_name: str
-    behavior: Behavior
     circuit: Circuit
     evaluation: CircuitEvaluation
     curve: SizeCurve | None
     stability: Stability | None
     stable: CircuitEvaluation | None
-    record: ClaimRecord
-    command: str = field(default="")
-    examples: tuple[tuple[str, str, str, str], ...] = ()
 
 
 def investigate_circuit(

@@ -9,25 +9,23 @@ import numpy as np
 from mechscope.figures import (
     Block,
     Bullets,
-    Code,
     LabelledArray,
     Lines,
     Prose,
     Report,
     Section,
     Table,
-    Verdict,
 )
 from mechscope.figures.shown import number
-from mechscope.investigations.circuit_report import (
-    CIRCUIT,
+from mechscope.investigations.claim_section import claim_section
+from mechscope.investigations.found_report import (
     CLAIM,
-    REPORT,
-    RESULT,
+    again_section,
     behavior_section,
     record_of,
+    save_found,
+    verdict_of,
 )
-from mechscope.investigations.claim_section import MEANING, claim_section, headline_figures
 from mechscope.investigations.part_search import (
     GRAINS,
     N_NEEDS,
@@ -35,7 +33,6 @@ from mechscope.investigations.part_search import (
     name_of,
     strongest_parts,
 )
-from mechscope.records.files import save_json, save_text
 
 CONVENTIONS = ("split", "metric", "ablation", "direction", "routing")
 """What a figure says of its numbers; the rest is in the record, and the sites whose errors are kept in the table."""
@@ -46,12 +43,7 @@ NEEDED = 0.01
 
 def save_part_investigation(found: PartInvestigation, out: Path) -> dict[str, Path]:
     """Write `report.html`, `result.json`, `circuit.json` and `claim.json` into a folder; paths by name."""
-    out.mkdir(parents=True, exist_ok=True)
-    found.circuit.save(out / CIRCUIT)
-    found.record.save(out / CLAIM)
-    save_json(out / RESULT, parts_to_json(found))
-    save_text(out / REPORT, build_part_report(found).to_html())
-    return {name: out / name for name in (REPORT, RESULT, CIRCUIT, CLAIM)}
+    return save_found(found, out, numbers=parts_to_json(found), report=build_part_report(found))
 
 
 def parts_to_json(found: PartInvestigation) -> dict[str, Any]:
@@ -71,13 +63,11 @@ def parts_to_json(found: PartInvestigation) -> dict[str, Any]:
 
 def build_part_report(found: PartInvestigation) -> Report:
     """The page, not yet written."""
-    verdict, part = found.record.verdict, found.circuit.part
-    because = " ".join([MEANING[verdict.outcome], *verdict.reasons[:3]])
-    head = Verdict(verdict.outcome, found.record.claim.statement, because, headline_figures(found.record))
+    part = found.circuit.part
     report = Report(
         f"The {part}s of {found.behavior.name} in {found.model_name}",
         subtitle=f"Which {part}s carry this behaviour, chosen on one set of prompts and tested on another.",
-        verdict=head,
+        verdict=verdict_of(found),
         record=record_of(found),
     )
     report.add(behavior_section(found))
@@ -86,16 +76,14 @@ def build_part_report(found: PartInvestigation) -> Report:
     report.add(claim_section(found.record, sizes="those of every claim about a circuit"))
     report.add(_not_shown(found))
     local = [place for place in found.search.dictionaries if Path(place).exists()]
-    again = shlex.join(
-        ["mechscope", "claim", "verify", CLAIM, *(w for p in local for w in ("--dictionary", p))]
-    )
+    verified = ["mechscope", "claim", "verify", CLAIM]
+    verified += [word for place in local for word in ("--dictionary", place)]
     report.add(
-        Section(
-            "How to run it again",
-            [
-                Code(found.command or "mechscope parts MODEL BEHAVIOR --out DIR", "This report"),
-                Code(again, "Recompute the claim; exits 0 only if it comes out the same"),
-            ],
+        again_section(
+            found,
+            asked="mechscope parts MODEL BEHAVIOR --out DIR",
+            verified=shlex.join(verified),
+            what="the claim",
         )
     )
     return report

@@ -5,7 +5,7 @@ in one word, its grain, that also says what happens to what is no part: errors o
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mechscope.attribution.part_scores import node_of
@@ -16,13 +16,12 @@ from mechscope.circuits.parts.evaluation import PartEvaluation, PartMeasures
 from mechscope.circuits.parts.experts import ExpertCircuit, choose_experts, evaluate_experts
 from mechscope.circuits.parts.latents import LatentCircuit, choose_latents, evaluate_latents
 from mechscope.claims.claim import Claim
-from mechscope.claims.claim_file import ClaimRecord
 from mechscope.claims.dictionary_places import Placed, open_place
 from mechscope.claims.part_claims import Parts, measure_parts
 from mechscope.claims.predictions import recovers
 from mechscope.features.index import open_index
 from mechscope.features.shipped import bundled
-from mechscope.investigations.circuit_search import N_EVALUATED, N_TRAIN
+from mechscope.investigations.found_circuit import N_EVALUATED, N_TRAIN, FoundCircuit
 from mechscope.investigations.investigate import examples_of
 from mechscope.investigations.stages import Progress, Stages
 from mechscope.models.model import Model
@@ -79,34 +78,22 @@ class PartSearch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartInvestigation:
+class PartInvestigation(FoundCircuit):
     """What was found about the latents or experts of a behaviour.
 
     Args:
-        model_name: Of the model.
-        behavior: Of the circuit.
         search: As it was asked for.
-        circuit: Chosen on train prompts.
-        evaluation: On held-out prompts.
         sizes: Evaluations of the strongest parts in other numbers, likewise.
         needs: What each of the strongest parts alone is missed by, as a share of the evaluation's gap, by node.
         labels: What latents are taken to mean, by node, where their dictionary ships with labels.
-        record: The tested claim.
-        command: How to ask for it again.
-        examples: Some (clean, corrupt, answer, foil) as text.
     """
 
-    model_name: str
-    behavior: Behavior
-    search: PartSearch
     circuit: LatentCircuit | ExpertCircuit
     evaluation: PartEvaluation
+    search: PartSearch
     sizes: tuple[PartEvaluation, ...]
     needs: Mapping[str, float]
     labels: Mapping[str, str]
-    record: ClaimRecord
-    command: str = field(default="")
-    examples: tuple[tuple[str, str, str, str], ...] = ()
 
 
 def investigate_parts(

@@ -62,37 +62,52 @@ class Change:
         return self.site.point in FEEDS_KEYS
 
 
-def _selected(write: Write, frame: Frame) -> Tensor:
-    """Real tokens that a write selects, [batch, pos]."""
-    columns = torch.arange(frame.ids.shape[1])
-    real = frame.positions(columns) >= 0
-    chosen = frame.selected(write.where, columns)
-    return real if chosen is None else chosen & real
+@dataclass(frozen=True)
+class Selection:
+    """Real tokens that a write selects in a block.
+
+    Args:
+        mask: [batch, pos].
+        rows: Of each token, [n_tokens].
+        columns: Likewise.
+    """
+
+    mask: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, where: Where, frame: Frame) -> "Selection":
+        """The tokens of a frame that `where` means."""
+        columns = torch.arange(frame.ids.shape[1])
+        real = frame.positions(columns) >= 0
+        chosen = frame.selected(where, columns)
+        mask = real if chosen is None else chosen & real
+        return cls(mask, *mask.nonzero(as_tuple=True))
 
 
-def changes_of(prepared: Prepared, base: Base, *, known: dict[Where, Tensor]) -> list[Change]:
+def changes_of(prepared: Prepared, base: Base, *, known: dict[Where, Selection]) -> list[Change]:
     """What an experiment's writes change in a block of prompts.
 
     Args:
         prepared: The experiment's writes with their sites.
         base: The block's base run.
-        known: Tokens of selections resolved before on this block, [batch, pos]; new ones are added. A sweep's
-            experiments share theirs.
+        known: Selections resolved before on this block; new ones are added. A sweep's experiments share theirs.
     """
     found: list[Change] = []
     for write, sites in prepared:
         if write.where not in known:
-            known[write.where] = _selected(write, base.frame)
-        selected = known[write.where]
+            known[write.where] = Selection.of(write.where, base.frame)
+        selection = known[write.where]
         for site in sites:
-            found.append(Change(write, site, selected, _changed(write, site, selected, base)))
+            found.append(Change(write, site, selection.mask, _changed(write, site, selection, base)))
     return found
 
 
-def _changed(write: Write, site: Site, selected: Tensor, base: Base) -> Tensor:
+def _changed(write: Write, site: Site, selection: Selection, base: Base) -> Tensor:
     value = to_token_form(base.values[site], site.row)
-    rows, columns = selected.nonzero(as_tuple=True)
-    changed = torch.zeros_like(selected)
+    rows, columns = selection.rows, selection.columns
+    changed = torch.zeros_like(selection.mask)
     if len(rows) == 0:
         return changed
     old = value[rows.to(value.device), columns.to(value.device)]

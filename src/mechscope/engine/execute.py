@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mechscope.engine.base import Base, record_base
-from mechscope.engine.changes import Change, changes_of, written_sites
+from mechscope.engine.changes import Change, Selection, changes_of, written_sites
 from mechscope.engine.experiment import Experiment, Results
 from mechscope.engine.late_start import measure_late
 from mechscope.engine.packed import Replay, Row, Tally
@@ -136,13 +136,15 @@ def _chunks(group: Group, base: Base) -> Iterator[Chunk]:
     chunk: Chunk = []
     n_tokens = n_slots = n_reads = 0
     reads_by_metric = {id(e.metric): reads_of(e, base.frame) for e in _of_each_metric(group.experiments)}
-    known: dict[Where, Tensor] = {}
+    ends_by_metric = {metric: reads.max(1).values + 1 for metric, reads in reads_by_metric.items()}
+    known: dict[Where, Selection] = {}
     for place in _by_first_layer(group):
         changes = changes_of(group.prepared[place], base, known=known)
-        reads = reads_by_metric[id(group.experiments[place].metric)]
-        sizes = _tokens_per_row(changes, reads)
-        for prompt in torch.nonzero(sizes)[:, 0].tolist():
-            size = int(sizes[prompt])
+        metric = id(group.experiments[place].metric)
+        reads = reads_by_metric[metric]
+        for prompt, size in enumerate(_tokens_per_row(changes, ends_by_metric[metric])):
+            if not size:
+                continue
             fits = group.chunk.holds(n_tokens + size, len(chunk) + 1, max(n_slots, size))
             if chunk and not (fits and reads.shape[1] == n_reads):
                 yield chunk
@@ -168,13 +170,20 @@ def _by_first_layer(group: Group) -> list[int]:
     return sorted(range(len(group.experiments)), key=first)
 
 
-def _tokens_per_row(changes: Sequence[Change], reads: Tensor) -> Tensor:
-    """Most tokens that a prompt of an experiment puts through one layer; 0 where nothing changes, [prompt]."""
+def _tokens_per_row(changes: Sequence[Change], ends: Tensor) -> list[int]:
+    """Most tokens that each prompt of an experiment puts through one layer; 0 where nothing changes.
+
+    Args:
+        changes: The experiment's.
+        ends: The column behind the last one read, [prompt].
+    """
     if not changes:
-        return torch.zeros(len(reads), dtype=torch.long)
-    changed = torch.stack([change.changed for change in changes]).any(0)
-    first = changed.long().argmax(1)
-    return torch.where(changed.any(1), (reads.max(1).values + 1 - first).clamp(min=1), 0)
+        return [0] * len(ends)
+    changed = changes[0].changed
+    for change in changes[1:]:
+        changed = changed | change.changed
+    highest, first = changed.byte().max(1)
+    return ((ends - first).clamp(min=1) * highest).tolist()
 
 
 def _pieces(group: Group, chunk: Chunk, residual: Tensor, rows: Tensor) -> list[Piece]:

@@ -182,12 +182,13 @@ class Replay:
     def _arriving(self, layer: int, tokens: PackedTokens) -> Tensor:
         """Residual stream of packed tokens at a layer's input: the base run's, or their own where they changed."""
         base = self.base.residuals[layer]
-        x = base[tokens.prompts.to(base.device), tokens.columns.to(base.device)]
+        at = tokens.flat(base.shape[1]).to(base.device)
+        x = base.flatten(0, 1).index_select(0, at)
         if self.residual is not None:
-            at = self._slots(self.dirty)[tokens.rows, tokens.columns]
-            has = at >= 0
-            if bool(has.any()):
-                x[has.to(x.device)] = self.residual[0][at[has].to(self.residual.device)].to(x.device)
+            slots = self._slots(self.dirty)[tokens.rows, tokens.columns]
+            own = (slots >= 0).nonzero()[:, 0]
+            mine = self.residual[0].index_select(0, slots[own].to(self.residual.device)).to(x.device)
+            x.index_copy_(0, own.to(x.device), mine)
         return x[None]
 
     def _keys_and_values(self, layer: int, keys: Tensor) -> tuple[PackedTokens, Tensor, Tensor]:

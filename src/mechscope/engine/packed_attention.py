@@ -25,6 +25,10 @@ FEEDS_QUERIES = frozenset({"q_proj", "q_pre"})
 """Points of modules whose change reaches the queries of their layer and not its keys."""
 
 
+FEW_KEYS = 40
+"""Up to so many, forming the pattern is faster on a CPU than the fused kernel, whose tiles they do not fill."""
+
+
 @dataclass
 class PackedTokens:
     """Tokens of a layer call, sorted by row: local row, column, and the row's prompt."""
@@ -35,6 +39,10 @@ class PackedTokens:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def flat(self, n_columns: int) -> Tensor:
+        """Each token's place among the base run's, prompts and columns flattened, [n_tokens]."""
+        return self.prompts * n_columns + self.columns
 
 
 class KeepKeys:
@@ -71,6 +79,7 @@ class PackedDesk:
         first = counts.cumsum(0) - counts
         self.slot = torch.arange(len(tokens)) - first[self.local]
         self.n_slots = int(counts.max())
+        self.place = self.local * self.n_slots + self.slot  # of each token among all rows' slots
         # Not the writers themselves: they know this desk, and a cycle would outlive the chunk with all its tensors.
         self.written: dict[Site, list[tuple[int, int, Change]]] = {}
         self.write_mixed: Tap | None = None
@@ -93,19 +102,20 @@ class PackedDesk:
         if not self.reads_scores and not bool(self.keys.any()):
             return self._as_in_base(), None
         prompts = self.replay.prompts[self.active].to(base.key.device)
-        key, value = base.key[prompts], base.value[prompts]
+        key, value = base.key.index_select(0, prompts), base.value.index_select(0, prompts)
         self._put_changed(key, value, call)
         full = replace(
             base, query=self._unpack(call.query), key=key, value=value, mask=self._mask(base, prompts)
         )
         taps = {site.point: self._attention_writer(site, found) for site, found in self.written.items()}
-        z, _ = attend(full, self.replay.binding.anatomy.attention, taps)
-        return z[self.local.to(z.device), self.slot.to(z.device)][None], None
+        anatomy, is_small = self.replay.binding.anatomy.attention, _has_few_keys(full)
+        z, _ = attend(full, anatomy, taps, forms_pattern=is_small)
+        return z.flatten(0, 1).index_select(0, self.place.to(z.device))[None], None
 
     def _as_in_base(self) -> Tensor:
         """What attention gave in the base run, with writes to `z`: nothing that feeds it has changed."""
         mixed = self.replay.base.mixed[self.layer]
-        z = mixed[self.tokens.prompts.to(mixed.device), self.tokens.columns.to(mixed.device)][None]
+        z = mixed.flatten(0, 1).index_select(0, self.tokens.flat(mixed.shape[1]).to(mixed.device))[None]
         return z if self.write_mixed is None else self.write_mixed(z)
 
     def _put_changed(self, key: Tensor, value: Tensor, call: Call) -> None:
@@ -122,9 +132,9 @@ class PackedDesk:
     def _unpack(self, query: Tensor) -> Tensor:
         """[1, head, n_tokens, d_head] to [row, head, slot, d_head]; unused slots hold zeros."""
         _, n_heads, _, d_head = query.shape
-        out = query.new_zeros(len(self.active), self.n_slots, n_heads, d_head)
-        out[self.local.to(query.device), self.slot.to(query.device)] = query[0].transpose(0, 1)
-        return out.transpose(1, 2)
+        out = query.new_zeros(len(self.active) * self.n_slots, n_heads, d_head)
+        out.index_copy_(0, self.place.to(query.device), query[0].transpose(0, 1))
+        return out.unflatten(0, (-1, self.n_slots)).transpose(1, 2)
 
     def _mask(self, base: Call, prompts: Tensor) -> Tensor | None:
         if base.mask is None:
@@ -163,3 +173,9 @@ class PackedDesk:
         inside = change.selected[self.tokens.prompts[first:last], self.tokens.columns[first:last]]
         at = first + inside.nonzero()[:, 0]
         return self.local[at], self.slot[at], self.tokens.prompts[at], self.tokens.columns[at]
+
+
+def _has_few_keys(call: Call) -> bool:
+    """Whether the pattern is formed for speed; half precision keeps the kernel, which sums in single."""
+    is_wide = call.query.dtype in (torch.float32, torch.float64)
+    return is_wide and call.query.device.type == "cpu" and call.key.shape[-2] <= FEW_KEYS

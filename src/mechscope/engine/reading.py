@@ -1,5 +1,6 @@
 """Reading: from the residual stream at the positions read to metrics, unembedding only the columns read."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -49,27 +50,45 @@ def measure_pieces(head: Callable[..., Tensor], pieces: Sequence[Piece]) -> list
         head: Residual stream, and columns or None, to logits.
         pieces: With equal numbers of positions read.
     """
-    found: list[Tensor | None] = [None] * len(pieces)
-    # Pieces of one grid share a few metrics, and a reading is built from lists of answers each time.
-    by_metric = {id(piece.metric): piece.metric.reading().columns for piece in pieces}
-    columns = [by_metric[id(piece.metric)] for piece in pieces]
+    found: dict[int, Tensor] = {}
     with torch.no_grad():
-        for reads_all in (False, True):
-            mine = [i for i, column in enumerate(columns) if (column is None) == reads_all]
-            if mine:
-                logits_of = _logits(head, [pieces[i] for i in mine], [columns[i] for i in mine])
-                for index, logits in zip(mine, logits_of, strict=True):
-                    found[index] = pieces[index].metric.measure(logits).double().cpu()
-    return [value for value in found if value is not None]
+        for groups in _measured_together(pieces):
+            joined = [_joined([pieces[i] for i in which]) for which in groups]
+            for which, piece, logits in zip(groups, joined, _logits(head, joined), strict=True):
+                values = piece.metric.measure(logits).double().cpu()
+                found |= zip(which, values.split([len(pieces[i].prompts) for i in which]), strict=True)
+    return [found[i] for i in range(len(pieces))]
 
 
-def _logits(
-    head: Callable[..., Tensor], pieces: Sequence[Piece], columns: Sequence[Tensor | None]
-) -> list[Tensor]:
+def _measured_together(pieces: Sequence[Piece]) -> tuple[list[list[int]], list[list[int]]]:
+    """Pieces that read some columns, those of one metric object as one, and pieces that read all, each by itself."""
+    by_metric: dict[int, list[int]] = defaultdict(list)
+    for index, piece in enumerate(pieces):
+        by_metric[id(piece.metric)].append(index)
+    reads_all = {key: pieces[which[0]].metric.reading().columns is None for key, which in by_metric.items()}
+    some = [which for key, which in by_metric.items() if not reads_all[key]]
+    every = [[index] for key, which in by_metric.items() if reads_all[key] for index in which]
+    return some, every
+
+
+def _joined(pieces: Sequence[Piece]) -> Piece:
+    """Pieces of one metric object as one piece, the metric's rows once for each."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    n_rows = len(first.prompts)
+    metric = first.metric.select(list(range(n_rows)) * len(pieces))
+    prompts = torch.cat([piece.prompts for piece in pieces])
+    return Piece(first.place, prompts, metric, torch.cat([piece.residual for piece in pieces]))
+
+
+def _logits(head: Callable[..., Tensor], pieces: Sequence[Piece]) -> list[Tensor]:
     """Logits of each piece at its columns; either all pieces read every column, or none does."""
+    if not pieces:
+        return []
     residual = torch.cat([piece.residual for piece in pieces])
     sizes = [len(piece.prompts) for piece in pieces]
-    wanted = [column for column in columns if column is not None]
+    wanted = [column for piece in pieces if (column := piece.metric.reading().columns) is not None]
     if not wanted:
         return list(head(residual).split(sizes))
     unique, places = torch.unique(torch.cat([column.flatten() for column in wanted]), return_inverse=True)

@@ -239,7 +239,9 @@ def desks_at(
             _DESKS.pop(module, None)
 
 
-def attend(call: Call, anatomy: Attention, taps: Mapping[str, Tap]) -> tuple[Tensor, Tensor | None]:
+def attend(
+    call: Call, anatomy: Attention, taps: Mapping[str, Tap], *, forms_pattern: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Attention with taps at its points; returns z as [batch, query, head, d_head] and the pattern if formed.
 
     Args:
@@ -248,10 +250,12 @@ def attend(call: Call, anatomy: Attention, taps: Mapping[str, Tap]) -> tuple[Ten
         taps: By point: "q" "k" "v" "scores" "sink" "pattern" "z"; each sees and returns the table's axes.
             Masked entries of maps ignore what a tap returns; "used scores" and "used pattern" see the maps after
             that, as they act.
+        forms_pattern: Form it even where no tap asks for it.
     """
     call = tap_inputs(call, taps)
     has_map_taps = any(name in taps for name in MAP_TAPS)
     needs_maps = has_map_taps or call.softcap is not None or call.sinks is not None or call.is_wide
+    needs_maps = needs_maps or forms_pattern
     pattern = None
     if call.own is not None and not has_map_taps:
         z, pattern = call.own(call.query, call.key, call.value)

@@ -1,5 +1,6 @@
 """Node attribution: against gradients, against real patches, and on a model whose heads are known."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from attribution.precision import double
-from family_cases import opened
+from family_cases import opened, oracle
 from mechscope.attribution.node_scores import NodeScores
 from mechscope.attribution.nodes import attribute
 from mechscope.attribution.settings import NodeSettings, steps_of
@@ -84,6 +85,57 @@ def test_a_recomputed_softmax_makes_query_and_key_patches_exact(site: str, posit
     assert is_verified.sum() == 2
     effects = grid.effects.values
     np.testing.assert_allclose(fixed.measured.values[is_verified], effects[is_verified], rtol=0, atol=1e-9)
+
+
+def one_layer_dropped_at_a_time(name: str, pairs: DrawnPairs, point: str) -> np.ndarray:
+    """|difference x gradient| with each layer's contributions to the stream held in turn, over L - 1: by definition."""
+    arithmetic, metric = oracle(name), pairs.metric
+    answers, wrong = (torch.tensor(ids) for ids in (metric.answers, metric.wrong))  # type: ignore[union-attr]
+    donor = arithmetic.run(pairs.clean.ids, pairs.clean.n_pad)
+    n_layers = arithmetic.n_layers
+    total = 0.0
+    for dropped in range(n_layers):
+        before: dict[str, torch.Tensor] = {}
+
+        def hold(
+            site: str, before: dict[str, torch.Tensor] = before
+        ) -> Callable[[torch.Tensor], torch.Tensor]:
+            def edit(value: torch.Tensor) -> torch.Tensor:
+                before[site] = value
+                return value.detach()
+
+            return edit
+
+        edits = {f"{kind}.{dropped}": hold(f"{kind}.{dropped}") for kind in ("attn_out", "mlp_out")}
+        with torch.enable_grad():
+            edits["embed"] = lambda value: value.detach().requires_grad_()
+            values = arithmetic.run(pairs.corrupt.ids, pairs.corrupt.n_pad, edits)
+            last = values["logits"][:, -1]
+            measured = (last.gather(1, answers) - last.gather(1, wrong)).sum()
+            at = [before.get(f"{point}.{i}", values[f"{point}.{i}"]) for i in range(n_layers)]
+            found = torch.autograd.grad(measured, at, allow_unused=True)
+        effects = []
+        for i, (own, gradient) in enumerate(zip(at, found, strict=True)):
+            slope = torch.zeros_like(own) if gradient is None else gradient
+            product = ((donor[f"{point}.{i}"] - own) * slope).detach()
+            axes = [1, 3] if point == "z" else [1, 2]
+            effects.append(product.sum(axes).abs())
+        total = total + torch.stack(effects)
+    return (total / (n_layers - 1)).numpy()
+
+
+@pytest.mark.parametrize("point", ["attn_out", "mlp_out", "z", "resid_pre"])
+def test_gradients_are_averaged_with_one_layer_dropped_at_a_time(point: str) -> None:
+    pairs, settings = pairs_of("gpt2"), NodeSettings(n_verified=0, n_subsets=0)
+    with double("gpt2"):
+        found = attribute(
+            opened("gpt2"), pairs, site=point, method="atp*", positions="all", settings=settings
+        )
+        wanted = one_layer_dropped_at_a_time("gpt2", pairs, point)
+    got = found.per_pair.values
+    got = got.swapaxes(1, 2) if point == "z" else got
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12)
+    assert np.abs(wanted).max() > 1e-3
 
 
 def test_a_softmax_with_shared_keys_windows_and_a_soft_cap_is_recomputed_too() -> None:

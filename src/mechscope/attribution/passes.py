@@ -195,11 +195,16 @@ def _backward(
         )
     found: list[list[Tensor]] = []
     for index, group in enumerate([(), *dropped]):
-        handles = [tensors[site].register_hook(torch.zeros_like) for site in group]
+        gone = [tensors[site] for site in group]
+        handles = [tensor.register_hook(torch.zeros_like) for tensor in gone]
         gradients = torch.autograd.grad(
             measured.sum(), list(at), allow_unused=True, retain_graph=index < len(dropped)
         )
         for handle in handles:
             handle.remove()
-        found.append([torch.zeros_like(t) if g is None else g for g, t in zip(gradients, at, strict=True)])
+        # Autograd hands out the gradient of a tensor that is asked for from before its hook.
+        is_zero = [g is None or any(t is dead for dead in gone) for g, t in zip(gradients, at, strict=True)]
+        found.append(
+            [torch.zeros_like(t) if z else g for z, g, t in zip(is_zero, gradients, at, strict=True)]
+        )
     return found

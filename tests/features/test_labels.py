@@ -1,10 +1,13 @@
 """Labels are kept, written and scored; a right label scores above chance and a wrong one does not."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from features.cases import dictionary_of, model_of, texts
+from mechscope.features import shipped
 from mechscope.features.explaining import Explainer, LanguageModel, TokenStatistics, written
 from mechscope.features.index import FeatureIndex, open_index
 from mechscope.features.labels import Labels
@@ -36,6 +39,46 @@ def test_labels_of_a_bundled_index_are_changed_in_a_file_of_ones_own_only(tmp_pa
     again = open_index("village", labels=tmp_path / "mine.json")
     assert again.labels[latent].text == "mine" and len(again.labels) == len(shipped.labels)
     assert shipped.labels.path.read_bytes() == before and shipped.labels[latent].text != "mine"
+
+
+@pytest.fixture
+def shipped_folder(index: FeatureIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The index as one that ships with a model called tiny, one latent labelled."""
+    index.label(3, "water")
+    monkeypatch.setattr(shipped, "BUNDLED", tmp_path / "bundled")
+    place = tmp_path / "bundled" / "tiny" / "features" / "resid_post.1"
+    shutil.copytree(index.folder, place)
+    return place
+
+
+def test_an_index_with_its_model_at_hand_keeps_its_labels(shipped_folder: Path, tmp_path: Path) -> None:
+    model, dictionary = model_of(), dictionary_of()
+    before = {file: file.read_bytes() for file in shipped_folder.rglob("*") if file.is_file()}
+    for name in ("tiny", shipped_folder):
+        found = open_index(name).attached(model, dictionary)
+        assert found.labels[3].text == "water"
+        with pytest.raises(BadFile, match="can't be changed"):
+            found.label(4, "written into the package")
+    own = open_index("tiny", labels=tmp_path / "mine.json").attached(model, dictionary)
+    own.label(4, "mine")
+    assert own.labels.path == tmp_path / "mine.json" and {3, 4} <= set(own.labels)
+    assert before == {file: file.read_bytes() for file in shipped_folder.rglob("*") if file.is_file()}
+
+
+def test_text_is_not_added_to_a_bundled_index(shipped_folder: Path, index: FeatureIndex) -> None:
+    before = {file: file.read_bytes() for file in shipped_folder.rglob("*") if file.is_file()}
+    n_before = index.n_tokens
+    with pytest.raises(BadFile, match="can't be added") as refusal:
+        open_index("tiny").attached(model_of(), dictionary_of()).add(texts(3, 9))
+    assert "ms.features.build" in refusal.value.instead
+    assert before == {file: file.read_bytes() for file in shipped_folder.rglob("*") if file.is_file()}
+    assert index.add(texts(3, 9)).n_tokens > n_before
+
+
+def test_added_text_leaves_the_labels_in_the_file_they_are_in(index: FeatureIndex, tmp_path: Path) -> None:
+    own = open_index(index.folder, labels=tmp_path / "mine.json").attached(model_of(), dictionary_of())
+    own.label(4, "mine")
+    assert own.add(texts(3, 9)).labels.path == tmp_path / "mine.json"
 
 
 def test_a_file_that_is_no_file_of_labels_is_refused(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from mechscope.features.manifest import (
 )
 from mechscope.features.parts import Entries, merged_runs, save_entries, save_tokens
 from mechscope.features.relations import final_norm_scale, relations_of
+from mechscope.features.shipped import is_shipped
 from mechscope.features.statistics import Statistics, narrowed
 from mechscope.models.model import Model
 from mechscope.records.files import save_json
@@ -85,7 +86,8 @@ def build(
     else:
         manifest = Manifest(origin=origin, settings=wanted)
         save_manifest(folder, manifest)
-    return _Build(model, dictionary, folder=folder, manifest=manifest, report=report).run(corpus)
+    _Build(model, dictionary, folder=folder, manifest=manifest, report=report).run(corpus)
+    return FeatureIndex(folder).attached(model, dictionary)
 
 
 def add_text(
@@ -95,14 +97,14 @@ def add_text(
 
     Raises:
         DictionaryMismatch: another model or dictionary than the index is of.
-        BadFile: an earlier text is not finished yet.
+        BadFile: an earlier text is not finished yet, or the index ships with the package.
     """
+    _refuse_if_shipped(index.folder)
     dictionary = fitted(dictionary, model)
     manifest = open_manifest(index.folder)
     _refuse_another(manifest, _origin_of(model, dictionary), manifest.settings, index.folder)
-    return _Build(model, dictionary, folder=index.folder, manifest=manifest, report=report, adds=True).run(
-        corpus
-    )
+    _Build(model, dictionary, folder=index.folder, manifest=manifest, report=report, adds=True).run(corpus)
+    return FeatureIndex(index.folder, labels=index.labels).attached(model, dictionary)
 
 
 class _Build:
@@ -121,7 +123,7 @@ class _Build:
         self.model, self.dictionary, self.folder = model, dictionary, folder
         self.manifest, self.report, self.adds = manifest, report, adds
 
-    def run(self, corpus: Corpus) -> FeatureIndex:
+    def run(self, corpus: Corpus) -> None:
         tokens = corpus_of(self.model, corpus, n_context=self.manifest.settings.n_context)
         text = self._text(tokens)
         remove_strangers(self.folder, self.manifest)
@@ -129,7 +131,6 @@ class _Build:
         if not text.is_complete:
             self._harvest(tokens, text)
         self._relate(tokens)
-        return FeatureIndex(self.folder).attached(self.model, self.dictionary)
 
     def _text(self, corpus: TokenCorpus) -> Text:
         """The entry of this text; refused where another one is unfinished, or this is not the one."""
@@ -314,6 +315,16 @@ def _origin_of(model: Model, dictionary: Dictionary) -> Origin:
         writes=tuple(map(str, dictionary.writes)),
         n_latents=dictionary.n_latents,
     )
+
+
+def _refuse_if_shipped(folder: Path) -> None:
+    if is_shipped(folder):
+        raise BadFile(
+            "Text can't be added to a bundled index.",
+            got=folder.name,
+            because="it ships with the package, and the next installation would replace it",
+            instead="an index of your own: ms.features.build(model, index.dictionary(), text, folder=...)",
+        )
 
 
 def _refuse_another(manifest: Manifest, origin: Origin, settings: IndexSettings, folder: Path) -> None:

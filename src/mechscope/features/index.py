@@ -188,6 +188,7 @@ class FeatureIndex:
 
         Raises:
             DictionaryMismatch: the model is not at hand, or is another one.
+            BadFile: the index ships with the package.
         """
         from mechscope.features.building import add_text
 
@@ -208,7 +209,7 @@ class FeatureIndex:
                 because=f"it was built with {known['name']}, weights {known['weights_sha256'][:12]}",
                 instead=f"ms.load({known['name']!r})",
             )
-        found = FeatureIndex(self.folder)
+        found = FeatureIndex(self.folder, labels=self.labels)
         found._model, found._dictionary = model, dictionary
         return found
 
@@ -363,10 +364,9 @@ def open_index(place: str | Path, *, labels: str | Path | None = None) -> Featur
     Raises:
         BadFile: neither, or not a file of labels.
     """
-    from mechscope.features.shipped import bundled
+    from mechscope.features.shipped import bundled, is_shipped
 
-    shipped = bundled(str(place))
-    folder = Path(place) if shipped is None else shipped
+    folder = bundled(str(place)) or Path(place)
     own = folder / LABELS
-    found = Labels(own, read_only=shipped is not None) if labels is None else Labels(labels, start=own)
+    found = Labels(own, read_only=is_shipped(folder)) if labels is None else Labels(labels, start=own)
     return FeatureIndex(folder, labels=found)

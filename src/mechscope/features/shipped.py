@@ -23,6 +23,11 @@ def bundled(name: str) -> Path | None:
     return indexes.get(site)
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a folder is part of the package, and so nobody's to write into."""
+    return folder.resolve().is_relative_to(BUNDLED.resolve())
+
+
 def bundled_indexes(model: str) -> dict[str, Path]:
     """Indexes of a bundled model by the site of their dictionary; none for a model that is not bundled."""
     if not model or Path(model).name != model:

@@ -1,18 +1,21 @@
 """The public verb: train at any site, from a model or a store, into a folder that resumes; convert and fine-tune."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import mechscope as ms
+from mechscope.dictionaries.training import trainer as trainer_module
+from mechscope.dictionaries.training.checkpoint import save_checkpoint
 from mechscope.dictionaries.training.logs import flat_figures
 from mechscope.dictionaries.training.progress import describe
 from mechscope.engine.harvest.blocks import ModelBlocks
 from mechscope.engine.harvest.corpus import corpus_of
 from mechscope.engine.harvest.store import save_activations
-from mechscope.vocabulary.errors import DictionaryError, DictionaryMismatch, EmptyPrompt, SiteError
+from mechscope.vocabulary.errors import DictionaryError, DictionaryMismatch, DiskFull, EmptyPrompt, SiteError
 from mechscope.vocabulary.sites import Site
 from small_models import model_of
 from tiny_models import VOCABULARY
@@ -114,6 +117,48 @@ def test_a_folder_holds_the_dictionaries_the_log_and_what_a_resumed_run_needs(tm
         model, jobs, text=text(), folder=tmp_path, training=TRAINING, shows_progress=False
     )
     assert torch.equal(again[1].W_enc, first[1].W_enc)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full is a device of Linux")
+def test_a_full_disk_under_the_log_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    job = dictionaries.job_at("resid_post.1", CONFIG)
+    with pytest.raises(DiskFull, match=r"log\.jsonl"):
+        dictionaries.train_to_folder(
+            model_of(), [job], text=text(), folder=tmp_path, training=TRAINING, shows_progress=False
+        )
+
+
+def test_a_resumed_run_s_log_holds_every_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, job = model_of(), dictionaries.job_at("resid_post.1", CONFIG)
+    often = replace(TRAINING, revival=dictionaries.Revival(check_every=2))
+    monkeypatch.setattr(trainer_module, "SAVE_EVERY_SECONDS", 0.0)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    more = {"text": text(), "training": often, "shows_progress": False}
+    dictionaries.train_to_folder(model, [job], folder=whole, **more)
+
+    class Stop(Exception):
+        pass
+
+    def saved(folder, *args, step, **kwargs) -> None:
+        if step > 10:  # it dies before the step at which it would save, its log is ahead of the checkpoint
+            raise Stop
+        save_checkpoint(folder, *args, step=step, **kwargs)
+
+    monkeypatch.setattr(trainer_module, "save_checkpoint", saved)
+    with pytest.raises(Stop):
+        dictionaries.train_to_folder(model, [job], folder=broken, **more)
+    assert logged(broken)[-1]["step"] == 12
+    with (broken / "log.jsonl").open("a") as file:
+        file.write('{"step": 13, "n_st')  # and its last line is torn
+    monkeypatch.setattr(trainer_module, "save_checkpoint", save_checkpoint)
+    dictionaries.train_to_folder(model, [job], folder=broken, **more)
+    figures = [[(line["step"], line["figures"]) for line in logged(one)] for one in (whole, broken)]
+    assert figures[0] == figures[1]
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_figures_read_well() -> None:

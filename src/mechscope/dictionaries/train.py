@@ -156,7 +156,7 @@ def train_to_folder(
     Raises:
         OptionalPackageMissing: TensorBoard is asked for and not installed.
         BadFile: the folder belongs to another run.
-        DiskFull: no room; the last checkpoint stands.
+        DiskFull: no room for a checkpoint or the log; the last checkpoint stands.
     """
     log = LogFile(Path(folder) / "log.jsonl", tensorboard)
     bar = showing_progress() if shows_progress else nullcontext(_say_nothing)

@@ -27,8 +27,10 @@ from mechscope.records.pickles import refuse_unless_file, refuse_unless_safe
 from mechscope.vocabulary.errors import BadFile, DiskFull, NotSerializable
 
 __all__ = [
+    "append_line",
     "canonical_json",
     "hash_json",
+    "is_full_disk",
     "open_json",
     "open_tensor_metadata",
     "open_tensors",
@@ -63,6 +65,23 @@ def write_atomically(path: str | Path, mode: Literal["w", "wb"] = "wb") -> Gener
             mode, encoding="utf-8" if is_text else None, newline="\n" if is_text else None
         ) as file:
             yield file
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Add a line to a log, as UTF-8; missing folders are made.
+
+    Raises:
+        DiskFull: no room; the lines before still stand, this one may be torn.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        if is_full_disk(error):
+            raise _no_room(path, error) from error
+        raise
 
 
 def save_text(path: str | Path, text: str) -> None:
@@ -203,19 +222,24 @@ def _replacing(path: Path) -> Generator[Path, None, None]:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if _tells_of_a_full_disk(error):
-            raise DiskFull(
-                f"There is no room for {path.name}.",
-                got=str(error),
-                because="what stood there before still stands, and nothing half-written is left",
-                instead="make room and run the same again: what resumes goes on from there",
-            ) from error
+        if is_full_disk(error):
+            raise _no_room(path, error) from error
         raise
     if os.name == "posix":
         _sync(path.parent, os.O_RDONLY)
 
 
-def _tells_of_a_full_disk(error: BaseException) -> bool:
+def _no_room(path: Path, error: BaseException) -> DiskFull:
+    return DiskFull(
+        f"There is no room for {path.name}.",
+        got=str(error),
+        because="what stood there before still stands, and no half-written file is left",
+        instead="make room and run the same again: what resumes goes on from there",
+    )
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an exception is a full disk's, or a full quota's."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return type(error).__name__ == "SafetensorError" and "No space left" in str(error)

@@ -22,7 +22,7 @@ from mechscope.circuits.size_curve import FRACTIONS, SizeCurve, area, size_curve
 from mechscope.interventions.metrics import LogitDifference
 from mechscope.models.model import Model
 from mechscope.models.opening import wrap
-from mechscope.vocabulary.errors import NoGradient, NotEnoughEvidence, RegistrationError, ShapeError
+from mechscope.vocabulary.errors import BadPairs, NoGradient, NotEnoughEvidence, RegistrationError, ShapeError
 
 
 def train() -> Split:
@@ -197,6 +197,36 @@ def test_circuits_without_edges_are_not_looked_for():
     for method in ("eap", "edge-pruning", "conditional"):
         with pytest.raises(ShapeError, match="at least one edge"):
             discover(induction()[0], train(), method=method, n_edges=0)
+
+
+SIZES = {"acdc": {"threshold": 0.01}, "joint-ablation": {}, "node-probing": {"n_steps": 1}}
+
+
+@pytest.mark.parametrize("method", [*EXACT, "edge-pruning", *SIZES])
+def test_there_is_nothing_to_find_between_prompts_and_themselves(method):
+    split = replace(train(), corrupt=train().clean)
+    with pytest.raises(BadPairs, match="between prompts and themselves"):
+        discover(induction()[0], split, method=method, **SIZES.get(method, {"n_edges": 3}))
+
+
+def test_prompts_without_twins_can_still_be_searched_by_zeros():
+    split = replace(train(), corrupt=train().clean)
+    found = discover(induction()[0], split, method="joint-ablation", conventions=Conventions(ablation="zero"))
+    assert "a1.11" in found.numbers["nodes"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flat(LogitDifference):
+    """A metric that no run moves."""
+
+    def measure(self, logits: torch.Tensor) -> torch.Tensor:
+        return super().measure(logits).clamp(min=1e3)
+
+
+def test_a_joint_search_without_a_gap_is_refused():
+    split = replace(train(), metric=Flat(answers=train().answers, wrong=train().wrong))
+    with pytest.raises(NotEnoughEvidence, match="cannot be told apart"):
+        discover(induction()[0], split, method="joint-ablation")
 
 
 def test_a_metric_without_a_gradient_is_refused_by_methods_that_need_one():

@@ -23,7 +23,7 @@ from mechscope.interventions.metrics import KL, Metric
 from mechscope.models.frame import Frame
 from mechscope.models.model import Model
 from mechscope.models.resources import head_of
-from mechscope.vocabulary.errors import InterventionMismatch
+from mechscope.vocabulary.errors import BadPairs, InterventionMismatch
 
 ABLATIONS = ("resample", "mean", "zero", "optimal")
 DIRECTIONS = ("noising", "denoising")
@@ -149,9 +149,25 @@ class CircuitRuns:
         return self.runs.open()
 
 
-def split_to_search(behavior: Behavior | Split) -> Split:
-    """Where circuits are looked for: a behaviour's train split, or the split given."""
-    return behavior.train if isinstance(behavior, Behavior) else behavior
+def split_to_search(behavior: Behavior | Split, *, ablation: str = "resample") -> Split:
+    """Where circuits are looked for: a behaviour's train split, or the split given.
+
+    Args:
+        behavior: Prompt pairs.
+        ablation: What removed parts will carry.
+
+    Raises:
+        BadPairs: they would carry the corrupt twin's values, and every twin is its clean prompt.
+    """
+    split = behavior.train if isinstance(behavior, Behavior) else behavior
+    if ablation == "resample" and torch.equal(split.clean.ids, split.corrupt.ids):
+        raise BadPairs(
+            "There is no circuit to find between prompts and themselves.",
+            got=f"{len(split)} pairs whose corrupt prompt is the clean one",
+            because="a removed part carries what it has in the corrupt prompt, so removing it changes nothing",
+            instead='corrupt prompts that differ, or conventions=Conventions(ablation="zero")',
+        )
+    return split
 
 
 def kl_to_model(model: Model, split: Split) -> KL:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
-from mechscope.circuits.conventions import split_to_search
+from mechscope.circuits.conventions import Conventions, split_to_search
 from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.circuits.registry import methods
 from mechscope.models.model import Model
@@ -43,6 +43,7 @@ def discover(
 
     Raises:
         InputError: no such method or setting.
+        BadPairs: corrupt prompts that are the clean ones.
 
     Cost: the method's own; docs/methods/circuits.md.
     """
@@ -62,7 +63,9 @@ def discover(
             because=f"its settings are those of {chosen.settings.__name__}",
             instead=", ".join(names),
         )
-    found = chosen.find(model, split_to_search(behavior), chosen.settings(**given))
+    asked = chosen.settings(**given)
+    split = split_to_search(behavior, ablation=vars(asked).get("conventions", Conventions()).ablation)
+    found = chosen.find(model, split, asked)
     found = replace(found, settings={**found.settings, **_asked(method, settings, n_edges)})
     return remember(found, behavior) if isinstance(behavior, Behavior) else found
 

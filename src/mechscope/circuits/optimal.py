@@ -38,7 +38,7 @@ def learn_constants(
     Cost: a forward and a backward pass a step. The best constants seen are kept, so it never ends worse than means.
     """
     circuit.refuse_unless_of(model)
-    split = split_to_search(behavior)
+    split = split_to_search(behavior, ablation="optimal")
     means = mean_of(model, split.clean)
     runs = EdgeRuns(model, split.clean, metric=kl_to_model(model, split), ablation=means)
     start = means.values.tensor

@@ -121,7 +121,8 @@ def acdc_sweep(
 
     Cost: edges that two thresholds decide alike from the start are run once.
     """
-    search = Search(model, split_to_search(behavior), settings or Acdc(threshold=0.0))
+    settings = settings or Acdc(threshold=0.0)
+    search = Search(model, split_to_search(behavior, ablation=settings.conventions.ablation), settings)
     found = search.sweep(thresholds)
     return [search.circuit(pruned, scores=ranking(found)) for pruned in found]
 

@@ -14,6 +14,7 @@ import torch
 from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit, connected_edges, edges_out_of
 from mechscope.circuits.conventions import CircuitRuns, Conventions
+from mechscope.circuits.faithfulness import refuse_without_gap
 from mechscope.circuits.methods.node_probing import edges_among
 from mechscope.circuits.methods.top_n import chosen_edges, refuse_no_edges
 from mechscope.circuits.registry import discovery
@@ -56,8 +57,9 @@ def find_by_joint_ablation(model: Model, split: Split, settings: JointAblation) 
     largest: dict[Node, float] = {}
     removed: list[Node] = []
     with runs.hold():
-        ends = runs.measure(np.stack([runs.runs.every, runs.runs.none])).mean(1)
-        least, before = settings.least * abs(ends[0] - ends[1]), ends[0]
+        whole, none = runs.measure(np.stack([runs.runs.every, runs.runs.none]))
+        refuse_without_gap(whole, none)
+        least, before = settings.least * abs(whole.mean() - none.mean()), whole.mean()
         gone = np.zeros(wiring.n_edges, dtype=bool)
         while len(removed) < min(settings.n_rounds, len(nodes)):
             rest = [node for node in nodes if node not in removed]

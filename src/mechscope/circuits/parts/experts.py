@@ -188,7 +188,7 @@ def choose_experts(
     refuse_unknown("routing", routing, ROUTINGS)
     mixture_of(model)
     conventions = conventions or Conventions()
-    split = split_to_search(behavior)
+    split = split_to_search(behavior, ablation=conventions.ablation)
     _, _, removed = prompts_for(split, conventions)
     if method == "ablation":
         scores = _ablate_each(model, split, routing, conventions)

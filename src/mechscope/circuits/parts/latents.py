@@ -222,7 +222,7 @@ def choose_latents(
             instead=", ".join(map(repr, ERRORS)),
         )
     conventions = conventions or Conventions()
-    split = split_to_search(behavior)
+    split = split_to_search(behavior, ablation=conventions.ablation)
     _, _, removed = prompts_for(split, conventions)
     scores = attribute_latents(
         model,

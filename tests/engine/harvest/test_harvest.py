@@ -146,6 +146,46 @@ def test_a_torn_shard_is_written_again_and_an_altered_one_refused(tmp_path: Path
     ActivationStore(tmp_path).block(1)
 
 
+DAMAGES = {
+    "deleted": lambda file: file.unlink(),
+    "shortened": lambda file: file.write_bytes(file.read_bytes()[:-10]),
+    "altered": lambda file: file.write_bytes(file.read_bytes()[:-1] + b"?"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_shard_is_refused_and_alone_written_again(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = save_activations(blocks(), tmp_path)
+    values = [whole.block(index) for index in range(len(whole.sizes))]
+    DAMAGES[damage](tmp_path / "shard-00001.safetensors")
+    with pytest.raises(ChecksumMismatch, match="shard-00001") as refusal:
+        ActivationStore(tmp_path).block(1)
+    assert "save_activations" in refusal.value.instead
+    write, written, told = Place.write, [], []
+    monkeypatch.setattr(
+        Place, "write", lambda self, name, data: (written.append(name), write(self, name, data))
+    )
+    mended = save_activations(blocks(), tmp_path, report=lambda *now: told.append(now))
+    assert written == ["shard-00001.safetensors", "manifest.json"] and told == [(4, 4)]
+    assert mended.manifest == whole.manifest
+    for index, block in enumerate(values):
+        assert all(torch.equal(mended.block(index)[site], value) for site, value in block.items())
+    written.clear()
+    save_activations(blocks(), tmp_path)
+    assert not written, "what is whole is left alone"
+
+
+def test_a_harvest_that_goes_on_mends_what_was_damaged_meanwhile(tmp_path: Path) -> None:
+    save_activations(blocks(), tmp_path, stop_after=2)
+    (tmp_path / "shard-00000.safetensors").unlink()
+    told: list[int] = []
+    found = save_activations(blocks(), tmp_path, report=lambda done, _total: told.append(done))
+    assert told == [2, 3, 4] and found.manifest.is_complete
+    assert torch.equal(found.block(0)[SITES[0]], blocks().block(0)[SITES[0]])
+
+
 def test_another_harvest_is_not_mixed_in(tmp_path: Path) -> None:
     save_activations(blocks(), tmp_path, stop_after=1)
     with pytest.raises(BadFile, match="something else") as refusal:

@@ -1,10 +1,10 @@
 """Store: harvested activations on disk, or behind any address that fsspec knows.
 
 A folder of safetensors shards, one a block, and a manifest that names each with its size and checksum. A shard
-counts once the manifest names it, so that a torn one is written again; a shortened or altered one is refused.
+counts once the manifest names it, so that a torn one is written again; a missing, shortened or altered one is refused
+when it is read, and written again when the harvest is.
 """
 
-import errno
 import hashlib
 import json
 import queue
@@ -22,6 +22,7 @@ from mechscope.engine.harvest.places import Place, place_of
 from mechscope.models.fingerprinting import tokenizer_sha256_of
 from mechscope.models.inputs import Bos
 from mechscope.records.canonical import readable_json
+from mechscope.records.files import is_full_disk
 from mechscope.vocabulary.errors import BadFile, ChecksumMismatch, DiskFull
 from mechscope.vocabulary.sites import Site
 
@@ -83,28 +84,30 @@ def save_activations(
     report: Callable[[int, int], None] | None = None,
     stop_after: int | None = None,
 ) -> "ActivationStore":
-    """Harvest every block into a folder; called again, it goes on where it was interrupted.
+    """Harvest every block into a folder; called again, go on where it was interrupted and mend what was damaged.
 
     Args:
         blocks: What to harvest; `blocks.dtype` is the dtype on disk.
         folder: A path or an fsspec address ("s3://bucket/name").
-        report: Called as report(shards written, shards in all).
-        stop_after: Write at most so many new shards.
+        report: Called as report(shards that are whole, shards in all).
+        stop_after: Write at most so many shards.
 
     Raises:
         BadFile: the folder holds a harvest of something else.
         DiskFull: no room; what is named in the manifest is whole.
 
-    Cost: the forward passes; writing and hashing happen in a thread beside them.
+    Cost: the forward passes; writing and hashing happen in a thread beside them. Called again, each shard that was
+        written is read once.
     """
     place = place_of(folder)
     wanted = _manifest_of(blocks)
     manifest = _resumed(place, wanted)
-    todo = range(len(manifest.shards), manifest.n_shards)[:stop_after]
-    with _Writer(place, manifest, report) as writer:
+    damaged = [index for index, shard in enumerate(manifest.shards) if _is_damaged(place, shard)]
+    todo = [*damaged, *range(len(manifest.shards), manifest.n_shards)][:stop_after]
+    with _Writer(place, manifest, report, n_whole=len(manifest.shards) - len(damaged)) as writer:
         for index in todo:
             values = {str(site): value.cpu() for site, value in blocks.block(index).items()}
-            writer.put(values | {f"tokens/{k}": v for k, v in blocks.tokens_of(index).items()})
+            writer.put(index, values | {f"tokens/{k}": v for k, v in blocks.tokens_of(index).items()})
     return ActivationStore(folder)
 
 
@@ -135,7 +138,7 @@ class ActivationStore:
         """Values of one shard by site, [tokens, width].
 
         Raises:
-            ChecksumMismatch: the shard was shortened or altered.
+            ChecksumMismatch: the shard is missing, or was shortened or altered.
         """
         return {Site.parse(k): v for k, v in self._open(index).items() if not k.startswith("tokens/")}
 
@@ -147,14 +150,34 @@ class ActivationStore:
         from safetensors.torch import load
 
         shard = self.manifest.shards[index]
-        data = self.place.read(shard.file)
-        if len(data) != shard.n_bytes:
-            raise _altered(shard, f"{len(data)} bytes, {shard.n_bytes} on record")
-        if shard.file not in self._checked:
-            if (found := hashlib.sha256(data).hexdigest()) != shard.sha256:
-                raise _altered(shard, f"sha256 {found[:12]}, on record {shard.sha256[:12]}")
-            self._checked.add(shard.file)
+        data = read_shard(self.place, shard, checks_hash=shard.file not in self._checked)
+        self._checked.add(shard.file)
         return load(data)
+
+
+def read_shard(place: Place, shard: Shard, *, checks_hash: bool = True) -> bytes:
+    """The bytes of a shard, which are those that were written.
+
+    Raises:
+        ChecksumMismatch
+    """
+    try:
+        data = place.read(shard.file)
+    except FileNotFoundError as error:
+        raise _altered(shard, "no such file") from error
+    if len(data) != shard.n_bytes:
+        raise _altered(shard, f"{len(data)} bytes, {shard.n_bytes} on record")
+    if checks_hash and (found := hashlib.sha256(data).hexdigest()) != shard.sha256:
+        raise _altered(shard, f"sha256 {found[:12]}, on record {shard.sha256[:12]}")
+    return data
+
+
+def _is_damaged(place: Place, shard: Shard) -> bool:
+    try:
+        read_shard(place, shard)
+    except ChecksumMismatch:
+        return True
+    return False
 
 
 def read_manifest(place: Place) -> Manifest:
@@ -215,17 +238,19 @@ def _altered(shard: Shard, got: str) -> ChecksumMismatch:
     return ChecksumMismatch(
         f"{shard.file} is not the shard that was written.",
         got=got,
-        because="it was shortened or altered since",
-        instead="delete the entry from the manifest's end and harvest again, or restore the file",
+        because="it was deleted, shortened or altered since",
+        instead="save_activations with the same text again: it writes this shard anew and leaves the others",
     )
 
 
 class _Writer:
     """A thread that writes shards one after the other; the model goes on meanwhile, at most one shard ahead."""
 
-    def __init__(self, place: Place, manifest: Manifest, report: Callable[[int, int], None] | None) -> None:
-        self.place, self.manifest, self.report = place, manifest, report
-        self._queue: queue.Queue[dict[str, Tensor] | None] = queue.Queue(maxsize=1)
+    def __init__(
+        self, place: Place, manifest: Manifest, report: Callable[[int, int], None] | None, *, n_whole: int
+    ) -> None:
+        self.place, self.manifest, self.report, self.n_whole = place, manifest, report, n_whole
+        self._queue: queue.Queue[tuple[int, dict[str, Tensor]] | None] = queue.Queue(maxsize=1)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, daemon=True)
 
@@ -239,31 +264,30 @@ class _Writer:
         if kind is None:
             self._raise()
 
-    def put(self, tensors: dict[str, Tensor]) -> None:
-        """Hand over a shard.
+    def put(self, index: int, tensors: dict[str, Tensor]) -> None:
+        """Hand over a shard; one that the manifest names already takes its place there.
 
         Raises:
             DiskFull: an earlier one could not be written.
         """
         self._raise()
-        self._queue.put(tensors)
+        self._queue.put((index, tensors))
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _work(self) -> None:
-        while (tensors := self._queue.get()) is not None:
+        while (handed := self._queue.get()) is not None:
             if self._error is None:
                 try:
-                    self._write(tensors)
+                    self._write(*handed)
                 except BaseException as error:
-                    self._error = _explained(error, self.manifest)
+                    self._error = self._explained(error)
 
-    def _write(self, tensors: dict[str, Tensor]) -> None:
+    def _write(self, index: int, tensors: dict[str, Tensor]) -> None:
         from safetensors.torch import save
 
-        index = len(self.manifest.shards)
         data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
         file = f"shard-{index:05d}.safetensors"
         self.place.write(file, data)
@@ -271,22 +295,23 @@ class _Writer:
         shard = Shard(
             file=file, n_tokens=n_tokens, n_bytes=len(data), sha256=hashlib.sha256(data).hexdigest()
         )
-        grown = replace(self.manifest, shards=(*self.manifest.shards, shard))
+        before = self.manifest.shards
+        grown = replace(self.manifest, shards=(*before[:index], shard, *before[index + 1 :]))
         self.place.write(MANIFEST, grown.to_text().encode())
         self.manifest = grown
+        self.n_whole += 1
         if self.report is not None:
-            self.report(len(grown.shards), grown.n_shards)
+            self.report(self.n_whole, grown.n_shards)
 
-
-def _explained(error: BaseException, manifest: Manifest) -> BaseException:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    def _explained(self, error: BaseException) -> BaseException:
+        if not is_full_disk(error):
+            return error
         return DiskFull(
             "There is no room for another shard.",
             got=str(error),
-            because=f"{len(manifest.shards)} of {manifest.n_shards} shards are written and whole",
+            because=f"{self.n_whole} of {self.manifest.n_shards} shards are written and whole",
             instead="make room and run the same command again: it goes on from there",
         )
-    return error
 
 
 def rows_for(corpus_lengths: Sequence[int] | Tensor, width_bytes: int, budget_bytes: int = 2**28) -> int:

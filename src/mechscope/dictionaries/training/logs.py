@@ -56,7 +56,6 @@ class LogFile:
             for name, value in flat_figures(now).items():
                 self._events.add_scalar(name, value, now.step)
 
-
     def _begin(self, step: int) -> None:
         """Keep what was logged before a step, and open the event files from there on."""
         self._has_begun = True

@@ -7,7 +7,8 @@ a pair of prompts shares are not recomputed. The rule that follows from causalit
     after them                                    only the written positions change, until the next layer
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,26 +83,67 @@ class Selection:
         columns = torch.arange(frame.ids.shape[1])
         real = frame.positions(columns) >= 0
         chosen = frame.selected(where, columns)
-        mask = real if chosen is None else chosen & real
+        return cls.of_mask(real if chosen is None else chosen & real)
+
+    @classmethod
+    def of_mask(cls, mask: Tensor) -> "Selection":
+        """The tokens where a mask is true."""
         return cls(mask, *mask.nonzero(as_tuple=True))
 
 
-def changes_of(prepared: Prepared, base: Base, *, known: dict[Where, Selection]) -> list[Change]:
-    """What an experiment's writes change in a block of prompts.
+class Differences:
+    """Where writes change what a block's base run has.
+
+    Those of a sweep are often alike but for their positions: they are compared together, each site at once.
 
     Args:
-        prepared: The experiment's writes with their sites.
         base: The block's base run.
-        known: Selections resolved before on this block; new ones are added. A sweep's experiments share theirs.
+        all_prepared: The writes of every experiment, with their sites.
     """
-    found: list[Change] = []
-    for write, sites in prepared:
-        if write.where not in known:
-            known[write.where] = Selection.of(write.where, base.frame)
-        selection = known[write.where]
-        for site in sites:
-            found.append(Change(write, site, selection.mask, _changed(write, site, selection, base)))
-    return found
+
+    def __init__(self, base: Base, all_prepared: Sequence[Prepared]) -> None:
+        self._base = base
+        self._selections: dict[Where, Selection] = {}
+        self._together: dict[tuple[Hashable, Site], Tensor] = {}
+        self._wanted: dict[tuple[Hashable, Site], list[Write]] = defaultdict(list)
+        for prepared in all_prepared:
+            for write, sites in prepared:
+                likeness = likeness_of(write)
+                if likeness is not None:
+                    for site in sites:
+                        self._wanted[likeness, site].append(write)
+
+    def changes_of(self, prepared: Prepared) -> list[Change]:
+        """What an experiment's writes change."""
+        return [
+            Change(write, site, self._selection(write.where).mask, self._changed(write, site))
+            for write, sites in prepared
+            for site in sites
+        ]
+
+    def _selection(self, where: Where) -> Selection:
+        if where not in self._selections:
+            self._selections[where] = Selection.of(where, self._base.frame)
+        return self._selections[where]
+
+    def _changed(self, write: Write, site: Site) -> Tensor:
+        selection = self._selection(write.where)
+        key = likeness_of(write), site
+        alike = self._wanted.get(key, ())
+        if len(alike) < 2:
+            return _changed(write, site, selection, self._base)
+        if key not in self._together:
+            mask = torch.zeros_like(selection.mask)
+            for other in alike:
+                mask |= self._selection(other.where).mask
+            self._together[key] = _changed(write, site, Selection.of_mask(mask), self._base)
+        return self._together[key] & selection.mask
+
+
+def likeness_of(write: Write) -> Hashable | None:
+    """`Intervention.likeness` where a write has one."""
+    likeness = getattr(write, "likeness", None)
+    return None if likeness is None else likeness()
 
 
 def _changed(write: Write, site: Site, selection: Selection, base: Base) -> Tensor:

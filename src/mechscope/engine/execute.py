@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mechscope.engine.base import Base, record_base
-from mechscope.engine.changes import Change, Selection, changes_of, written_sites
+from mechscope.engine.changes import Change, Differences, written_sites
 from mechscope.engine.experiment import Experiment, Results
 from mechscope.engine.late_start import measure_late
 from mechscope.engine.packed import Replay, Row, Tally
@@ -19,7 +19,6 @@ from mechscope.models.frame import Frame
 from mechscope.models.model import Model
 from mechscope.models.resources import head_of
 from mechscope.models.writing import writers_for
-from mechscope.vocabulary.where import Where
 
 Choices = tuple[int, Tensor, Tensor, Tensor, Tensor]
 """Layer; experiment, row and column of each token, [token]; its experts, [token, choice]."""
@@ -137,9 +136,9 @@ def _chunks(group: Group, base: Base) -> Iterator[Chunk]:
     n_tokens = n_slots = n_reads = 0
     reads_by_metric = {id(e.metric): reads_of(e, base.frame) for e in _of_each_metric(group.experiments)}
     ends_by_metric = {metric: reads.max(1).values + 1 for metric, reads in reads_by_metric.items()}
-    known: dict[Where, Selection] = {}
+    differences = Differences(base, group.prepared)
     for place in _by_first_layer(group):
-        changes = changes_of(group.prepared[place], base, known=known)
+        changes = differences.changes_of(group.prepared[place])
         metric = id(group.experiments[place].metric)
         reads = reads_by_metric[metric]
         for prompt, size in enumerate(_tokens_per_row(changes, ends_by_metric[metric])):

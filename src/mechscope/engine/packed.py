@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mechscope.engine.base import Base
-from mechscope.engine.changes import Change
+from mechscope.engine.changes import Change, likeness_of
 from mechscope.engine.fused_activations import fused_activations
 from mechscope.engine.idle_projections import idle_projections
 from mechscope.engine.packed_attention import FEEDS_QUERIES, KeepKeys, PackedDesk, PackedTokens
@@ -229,18 +229,25 @@ class Replay:
     def writer_for(self, site: Site, changes: list[tuple[int, int, Change]], tokens: PackedTokens) -> Tap:
         def write(value: Tensor) -> Tensor:
             out = value[0].clone()
-            ends = torch.tensor([end for start, stop, _ in changes for end in (start, stop)])
-            bounds = torch.searchsorted(tokens.rows, ends).tolist()
-            for first, last, (_, _, change) in zip(bounds[::2], bounds[1::2], changes, strict=True):
-                inside = change.selected[tokens.prompts[first:last], tokens.columns[first:last]]
-                at = first + inside.nonzero()[:, 0]
+            for alike in _alike(changes):
+                at = self._written_at(alike, tokens)
                 if len(at):
                     at_value = at.to(out.device)
                     info = tokens_of(tokens.prompts[at], tokens.columns[at], self.base.frame, site)
-                    out[at_value] = blend(change.write, out[at_value], info)
+                    out[at_value] = blend(alike[0][2].write, out[at_value], info)
             return out[None]
 
         return write
+
+    def _written_at(self, changes: Sequence[tuple[int, int, Change]], tokens: PackedTokens) -> Tensor:
+        """Which packed tokens some changes write, [n]."""
+        ends = torch.tensor([end for start, stop, _ in changes for end in (start, stop)])
+        bounds = torch.searchsorted(tokens.rows, ends).tolist()
+        found: list[Tensor] = []
+        for first, last, (_, _, change) in zip(bounds[::2], bounds[1::2], changes, strict=True):
+            inside = change.selected[tokens.prompts[first:last], tokens.columns[first:last]]
+            found.append(first + inside.nonzero()[:, 0])
+        return torch.cat(found)
 
     def _call(self, layer: int, tokens: PackedTokens, desk: Desk, writers: Mapping[Site, Tap]) -> Tensor:
         args, kwargs = self.base.arguments_for(layer, tokens.prompts, tokens.columns)
@@ -261,6 +268,20 @@ class Replay:
         if hears is None or layer not in self.binding.experts:
             return {}
         return {Site("expert_choice", layer): lambda choice: hears(layer, tokens, choice[0])}
+
+
+def _alike(changes: Sequence[tuple[int, int, Change]]) -> list[list[tuple[int, int, Change]]]:
+    """Neighbours whose writes one call may serve: alike, and of rows of their own."""
+    found: list[list[tuple[int, int, Change]]] = []
+    before = None
+    for one in changes:
+        likeness = likeness_of(one[2].write)
+        if found and likeness is not None and likeness == before and one[0] >= found[-1][-1][1]:
+            found[-1].append(one)
+        else:
+            found.append([one])
+        before = likeness
+    return found
 
 
 def _in_row_order(outs: list[Tensor], is_first: Tensor) -> Tensor:

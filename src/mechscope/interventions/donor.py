@@ -3,6 +3,7 @@
 Values are matched by position among the real tokens, so donor and recipient may be padded differently.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,12 @@ class Donor:
         name = str(at)
         sites = select_sites(name, cache.readable) if is_pattern(name) else [cache.site(name)]
         return cls(tuple((str(site), Value(cache[site])) for site in sites), Value(cache.tokens.n_pad))
+
+    @property
+    def memory(self) -> Hashable:
+        """Equal for donors of the same tensors, as long as both live."""
+        n_pad = None if self.n_pad is None else tuple(self.n_pad.tensor.tolist())
+        return tuple((name, value.memory) for name, value in self.values), n_pad, self.repeats_rows
 
     def serves(self, site: Site) -> bool:
         """True if there is a value for a site."""

@@ -5,7 +5,7 @@ registers no hook. Tensors inside are compared and hashed by content.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -30,6 +30,12 @@ class Value:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()
+
+    @property
+    def memory(self) -> Hashable:
+        """Equal for two that look at the same memory in the same way, as long as both live."""
+        tensor = self.tensor
+        return tensor.device, tensor.dtype, tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
     @cached_property
     def digest(self) -> str:
@@ -85,6 +91,13 @@ class Intervention:
     def prepare(self, facts: Facts, sites: Sequence[Site]) -> "Intervention":
         """Ready as it is, unless a subclass says otherwise."""
         return self
+
+    def likeness(self) -> Hashable | None:
+        """Equal for interventions that give any token the same value, so that one call may serve them; None for none.
+
+        Only for those that judge each token by itself, whatever others are given with it.
+        """
+        return None
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
         """New value of the selected tokens, in token form."""

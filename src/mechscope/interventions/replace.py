@@ -1,7 +1,7 @@
 """Interventions that put other values in place: patch, freeze and edit."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +42,10 @@ class Patch(Intervention):
             if self.subspace is not None:
                 refuse_other_subspace(self.subspace.tensor, site, facts)
         return self
+
+    def likeness(self) -> Hashable:
+        subspace = None if self.subspace is None else self.subspace.memory
+        return type(self), self.donor.memory, subspace, self.where.heads, self.where.units
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
         new = self.donor.gather(tokens, value)
@@ -155,7 +159,8 @@ def edit(
 ) -> Edit:
     """Apply any function from value to value, in token form [n_tokens, *site].
 
-    Caveat: cannot go into a claim; its representation prints where it was written.
+    Caveat: the function is given any of the selected tokens, and must judge each by itself. It cannot go into a claim;
+        its representation prints where it was written.
     """
     where = Where.of(positions, heads=heads)
     return Edit(at=str(at), function=function, written_at=_callers_line(), where=where)

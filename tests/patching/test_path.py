@@ -1,5 +1,7 @@
 """Path patching equals passes done by hand, finds the path that is there, and nothing where there is none."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -37,9 +39,17 @@ def difference(pairs: DrawnPairs, logits: torch.Tensor) -> np.ndarray:
 
 
 def by_hand(
-    name: str, pairs: DrawnPairs, sender: Node, receiver: str | tuple[str, ...], held: tuple[str, ...]
+    name: str,
+    pairs: DrawnPairs,
+    sender: Node,
+    receiver: str | tuple[str, ...],
+    held: tuple[str, ...],
+    carried: torch.Tensor | None = None,
 ) -> np.ndarray:
-    """Pass C keeps what the receivers read; pass D is the clean run with the receivers reading that."""
+    """Pass C keeps what the receivers read; pass D is the clean run with the receivers reading that.
+
+    The sender carries its value in the corrupt run, or what is `carried`.
+    """
     model = opened(name)
     arithmetic, wiring = EdgesByHand(model.hf), wiring_of(model)
     names = (receiver,) if isinstance(receiver, str) else receiver
@@ -50,7 +60,7 @@ def by_hand(
 
     def value(source: Node, own: dict[Node, torch.Tensor]) -> torch.Tensor:
         if source == sender:
-            return corrupt[source]
+            return corrupt[source] if carried is None else carried
         is_held = {"head": "heads", "mlp": "mlps"}.get(source.kind, "heads") in held
         return clean[source] if is_held else own[source]
 
@@ -185,6 +195,52 @@ def test_direct_edges_equal_edge_runs(name, how):
     for edge, values in zip(edges, wanted, strict=True):
         cell = found.per_pair.values[senders.index(edge.source), receivers.index(str(edge).split("->")[1])]
         assert np.abs(cell - values).max() < CLOSE, str(edge)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_the_mean_of_a_template_is_that_of_its_prompts_place_by_place(name, monkeypatch):
+    """Three prompts of one template and length, one of another template, one shorter; one block each."""
+    model = opened(name)
+    drawn = random_pairs(model, lengths=(9, 9, 9, 9, 6), differ_at=(1, 3))
+    templates = ("a", "b", "a", "a", "a")
+    pairs = SimpleNamespace(
+        clean=drawn.clean, corrupt=drawn.corrupt, metric=drawn.metric, templates=templates
+    )
+    sender, groups = Node.parse("a0.1"), [[0, 2, 3], [1], [4]]
+    monkeypatch.setattr("mechscope.patching.path.PATH_BYTES", 1)
+    with double(name):
+        own = EdgesByHand(model.hf).added_in(drawn.clean)[sender]
+        carried = own.clone()
+        for rows in groups:
+            carried[rows] = own[rows].mean(0)
+        found = path_patch(
+            model,
+            pairs,
+            senders=["a0.1"],
+            receivers=["a1.1.q"],
+            convention=direct_edge(ablation="template-mean"),
+        ).per_pair.values[0, 0]
+        wanted = by_hand(name, drawn, sender, "a1.1.q", ("heads", "mlps"), carried)
+        clean = by_hand(name, drawn, sender, "a1.1.q", ("heads", "mlps"), own)
+    assert np.abs(found - wanted).max() < CLOSE
+    # Prompts that are alone in their group carry their own values.
+    assert np.abs(found - clean)[[1, 4]].max() < CLOSE
+    assert np.abs(found - clean)[[0, 2, 3]].min() > 1e3 * CLOSE
+
+
+def test_pairs_of_several_lengths_give_the_same_in_blocks_of_one(monkeypatch):
+    """A block of short prompts alone has fewer columns than all of them."""
+    pairs = pairs_for("gpt2")
+
+    def measured() -> np.ndarray:
+        return path_patch(
+            opened("gpt2"), pairs, senders=["a0.1", "m0"], receivers=["logits"], positions=[-1, -2]
+        ).per_pair.values
+
+    with double("gpt2"):
+        whole = measured()
+        monkeypatch.setattr("mechscope.patching.path.PATH_BYTES", 1)
+        assert np.abs(measured() - whole).max() < CLOSE
 
 
 @pytest.mark.parametrize("end", ["clean", "corrupt"])

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechscope.engine.edge_runs.ablations import mean_of
 from mechscope.engine.edge_runs.layer_parts import Attention, LayerParts
 from mechscope.engine.edge_runs.recording import Recorded, record_run
 from mechscope.engine.execute import run_experiments
@@ -30,6 +29,7 @@ from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.models.wiring import wiring_of
 from mechscope.patching.grid_result import PatchGrid, per_pair_metric
+from mechscope.patching.path_constants import Constants, constants_of
 from mechscope.patching.path_settings import PathConvention, convention_of
 from mechscope.patching.path_streams import Arriving, Travel
 from mechscope.vocabulary.edges import Edge, Node, Wiring
@@ -98,12 +98,10 @@ def path_patch(
     groups = [_group_of(wiring, names) for names in receivers]
     frame = Frame.of(pairs.clean)
     mask = frame.selected(Where.of(positions), frame.last_columns(pairs.clean.shape[1]))
-    constants = None
-    if convention.ablation != "resample":
-        means = mean_of(model, pairs.clean).values.tensor
-        constants = means if convention.ablation == "mean" else torch.zeros_like(means)
+    blocks = _blocks(model, pairs.clean, len(wiring.writers))
+    constants = constants_of(model, pairs, convention.ablation, blocks)
     work = _Work(model, pairs, nodes, groups, convention, mask, constants)
-    tables = [work.measure(rows) for rows in _blocks(model, pairs.clean, len(wiring.writers))]
+    tables = [work.measure(rows) for rows in blocks]
     labels = {"sender": [str(node) for node in nodes], "receiver": [_name_of(group) for group in groups]}
     settings = convention.to_json() | {
         "site": "paths",
@@ -125,7 +123,7 @@ class _Work:
     groups: list[tuple[_Receiver, ...]]
     convention: PathConvention
     mask: Tensor | None
-    constants: Tensor | None
+    constants: Constants | None
 
     def measure(self, rows: Tensor) -> np.ndarray:
         """Metrics [clean, corrupt, *(sender x receiver); pair] of some pairs."""
@@ -184,13 +182,15 @@ class _Work:
     def _change(self, node: Node, run: Recorded, twin: Recorded, rows: Tensor) -> Tensor:
         """What a sender adds less what it adds in the patched run, [tokens, d_model]."""
         own = _added(run, node)
+        n_columns = len(own) // len(rows)  # those that are padding in all of the rows are cut off
         if self.constants is None:
             given = _added(twin, node)
         else:
-            given = self.constants[wiring_of(self.model).writers.index(node)].to(own)
+            writer = wiring_of(self.model).writers.index(node)
+            given = self.constants.of(writer, rows, n_columns).to(own)
         if self.mask is None:
             return given - own
-        return (given - own) * self.mask[rows].flatten()[:, None].to(own)
+        return (given - own) * self.mask[rows, -n_columns:].flatten()[:, None].to(own)
 
 
 def _stream_at(arriving: Arriving) -> tuple[str, int]:

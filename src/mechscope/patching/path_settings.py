@@ -11,12 +11,12 @@ from mechscope.vocabulary.errors import InterventionMismatch
 
 Frozen = Literal["heads", "mlps"]
 PathNorm = Literal["recomputed", "clean", "corrupt"]
-PathAblation = Literal["resample", "mean", "zero"]
+PathAblation = Literal["resample", "mean", "template-mean", "zero"]
 PathDirection = Literal["noising", "denoising"]
 
 _CHOICES = {
     "norm": ("recomputed", "clean", "corrupt"),
-    "ablation": ("resample", "mean", "zero"),
+    "ablation": ("resample", "mean", "template-mean", "zero"),
     "direction": ("noising", "denoising"),
 }
 
@@ -31,8 +31,9 @@ class PathConvention:
         norm: Norms that the change passes up to and with the receiver's: recomputed, or linear with the
             denominators of the clean or of the corrupt run.
         direction: "noising" starts from the clean run, "denoising" from the corrupt run.
-        ablation: What the sender carries: what it adds in the other run of the pair, its mean over all real tokens
-            of the clean prompts, or nothing.
+        ablation: What the sender carries: what it adds in the other run of the pair ("resample"), its mean over all
+            real tokens of the clean prompts ("mean") or at the same place of those of one template
+            ("template-mean"), or nothing ("zero").
         name: For plots and records.
     """
 

@@ -158,8 +158,7 @@ class Trainer:
 
     def dictionaries(self) -> list[Dictionary]:
         """The dictionaries as they are now, with figures measured on the first block's first batch."""
-        batch = next(iter(self.stream.batches(0, 1)))
-        return [self._finished(learner, batch) for learner in self.learners]
+        return [self._finished(learner, self.stream.first_batch) for learner in self.learners]
 
     def _resume(self, folder: Path) -> None:
         step = open_checkpoint(folder, self.learners, recipe=self.recipe)
@@ -168,9 +167,8 @@ class Trainer:
 
     def _calibrate(self) -> None:
         if not self.is_calibrated:
-            batch = next(iter(self.stream.batches(0, 1)))
             for learner in self.learners:
-                learner.calibrate(batch)
+                learner.calibrate(self.stream.first_batch)
             self.is_calibrated = True
 
     def _step(self, batch: Batch) -> list[Outcome]:

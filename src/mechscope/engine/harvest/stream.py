@@ -45,7 +45,7 @@ class ActivationStream:
                 "The text is shorter than one batch.",
                 got=f"{sum(self.blocks.sizes)} tokens, batches of {self.batch}",
                 because="a batch never holds a token twice",
-                instead="more text, or a smaller batch",
+                instead="more text, or a smaller batch: Training(batch=...), on the command line --batch",
             )
 
     @property
@@ -56,6 +56,20 @@ class ActivationStream:
     @cached_property
     def _ends(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         return {}
+
+    @cached_property
+    def _begun(self) -> dict[tuple[int, int], Batch]:
+        """Shuffled blocks of batch 0 by epoch and block, until the batches behind it are read."""
+        return {}
+
+    @cached_property
+    def first_batch(self) -> Batch:
+        """Batch 0, kept: what is calibrated on it is measured on it too, and its blocks are computed once."""
+        parts: list[Batch] = []
+        for _, epoch, block, first, last in self._pieces(0):
+            shuffled = self._begun[epoch, block] = self.shuffled_block(epoch, block)
+            parts.append({site: values[first:last] for site, values in shuffled.items()})
+        return {site: values.clone() for site, values in _joined(parts).items()}
 
     def order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Blocks of an epoch in their order, and the number of tokens up to the end of each."""
@@ -68,7 +82,7 @@ class ActivationStream:
         """Batches `start` to `stop` of the endless stream."""
         plan = [piece for step in range(start, stop) for piece in self._pieces(step)]
         needed = list(dict.fromkeys((epoch, block) for _, epoch, block, _, _ in plan))
-        with _Reader(self, needed, self.reads_ahead) as reader:
+        with _Reader(self, needed, self.reads_ahead, begun=self._begun) as reader:
             at = 0
             for step in range(start, stop):
                 parts: list[Batch] = []
@@ -111,9 +125,17 @@ def _joined(parts: list[Batch]) -> Batch:
 class _Reader:
     """Shuffled blocks in the order in which they are needed; the last two are kept, perhaps one read ahead."""
 
-    def __init__(self, stream: ActivationStream, needed: list[tuple[int, int]], reads_ahead: bool) -> None:
+    def __init__(
+        self,
+        stream: ActivationStream,
+        needed: list[tuple[int, int]],
+        reads_ahead: bool,
+        *,
+        begun: dict[tuple[int, int], Batch],
+    ) -> None:
         self._stream = stream
-        self._needed = needed
+        self._begun = begun
+        self._needed = [key for key in needed if key not in begun]
         self._kept: dict[tuple[int, int], Batch] = {}
         self._queue: Queue[Any] = Queue(maxsize=1)
         self._stop = threading.Event()
@@ -131,7 +153,9 @@ class _Reader:
 
     def get(self, key: tuple[int, int]) -> Batch:
         if key not in self._kept:
-            found = self._stream.shuffled_block(*key) if self._thread is None else self._next()
+            found = self._begun.pop(key, None)
+            if found is None:
+                found = self._stream.shuffled_block(*key) if self._thread is None else self._next()
             self._kept = dict(list(self._kept.items())[-1:]) | {key: found}
         return self._kept[key]
 

@@ -20,8 +20,9 @@ from mechscope.graphs.exchange import (
     save_graph_json,
 )
 from mechscope.graphs.graph import AttributionGraph
+from mechscope.graphs.intervene import intervene
 from mechscope.models.opening import wrap
-from mechscope.vocabulary.errors import BadFile, NotSerializable
+from mechscope.vocabulary.errors import BadFile, InterventionMismatch, NotSerializable
 from tiny_models import tiny
 
 KINDS_OF_THE_SCHEMA = {"cross layer transcoder", "mlp reconstruction error", "embedding", "logit"}
@@ -104,6 +105,44 @@ def test_a_graph_comes_back(graph: AttributionGraph, tmp_path: Path) -> None:
     assert back.model == graph.model and back.targets[0].label == graph.targets[0].label
     assert [group.label for group in back.supernodes] == [group.label for group in graph.supernodes]
     assert np.allclose(back.influence, graph.influence[order])
+
+
+def test_a_contrast_is_no_token_of_the_vocabulary(body: dict[str, Any], graph: AttributionGraph) -> None:
+    d_vocab = exact_model("gpt2").sizes["d_vocab"]
+    features = [node["feature"] for node in body["nodes"] if node["feature_type"] == "logit"]
+    assert features == [3, d_vocab + 1]
+    assert graph.settings["d_vocab"] == d_vocab
+
+
+def test_what_comes_back_foretells_and_measures_the_same(
+    body: dict[str, Any], graph: AttributionGraph
+) -> None:
+    model, given = exact_model("gpt2"), dictionaries("gpt2")
+    back = graph_from_json(body)
+    assert back.targets == graph.targets
+    for index in (0, int(graph.nodes.of("token")[-1])):
+        scale = {graph.nodes.name(index): 0.0}
+        for mode in ("constrained", "free"):
+            own, other = (
+                intervene(model, one, transcoders=given, scale=scale, mode=mode) for one in (graph, back)
+            )
+            assert own.names == other.names
+            for name in ("before", "predicted", "measured"):
+                assert np.abs(getattr(own, name) - getattr(other, name)).max() < 1e-12, (mode, name)
+    order = [graph.nodes.find(back.nodes.name(i)).index for i in range(len(back))]
+    assert np.array_equal(back.biases, graph.biases[order])
+    assert np.array_equal(back.remainders, graph.remainders[order])
+
+
+def test_a_file_that_does_not_say_what_nodes_read_is_drawn_but_not_intervened_on(
+    body: dict[str, Any],
+) -> None:
+    older = json.loads(json.dumps(body))
+    del older["metadata"]["mechscope"]["reads"], older["metadata"]["mechscope"]["targets"]
+    back = graph_from_json(older)
+    assert len(back.inputs("logit 0")) > 0 and np.isnan(back.totals[back.nodes.of("logit")]).all()
+    with pytest.raises(InterventionMismatch, match="does not say what its nodes read"):
+        intervene(exact_model("gpt2"), back, transcoders=dictionaries("gpt2"), scale={0: 0.0})
 
 
 def test_a_graph_of_one_layer_is_drawn_from_layer_1() -> None:

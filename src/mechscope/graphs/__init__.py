@@ -5,7 +5,8 @@ from mechscope.graphs.exchange import graph_from_json, graph_to_json, open_graph
 from mechscope.graphs.files import write_graph_files
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.head_loadings import head_loadings
-from mechscope.graphs.intervene import NodeIntervention, intervene
+from mechscope.graphs.intervene import intervene
+from mechscope.graphs.node_intervention import NodeIntervention
 from mechscope.graphs.nodes import Node
 from mechscope.graphs.qk import QKAttribution, attribute_qk
 from mechscope.graphs.replacement import random_transcoders

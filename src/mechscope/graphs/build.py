@@ -26,7 +26,7 @@ from mechscope.graphs.targets import Target, choose_targets, final_site, target_
 from mechscope.models.inputs import Inputs, TokenBatch
 from mechscope.models.model import Model
 from mechscope.records.fingerprint import hash_tensors
-from mechscope.vocabulary.errors import PositionOutOfRange
+from mechscope.vocabulary.errors import EmptyPrompt, PositionOutOfRange
 from mechscope.vocabulary.sites import Site
 
 ENTRIES = 4096
@@ -67,6 +67,7 @@ def attribution_graph(
         DictionaryMismatch, PositionOutOfRange: a dictionary of another width or layer.
         PointUnavailable: this model forms no attention pattern in reach, or a site that a dictionary needs.
         ShapeError: several prompts.
+        EmptyPrompt: no text.
 
     Cost: one forward pass; for each latent, two products of d_model x d_model at each position and layer that it is
         carried through, half of those before it where sources fit in memory: docs/methods/attribution_graphs.md.
@@ -91,6 +92,7 @@ def attribution_graph(
         "dictionaries": described(parts),
         "tokens": batch.row(0),
         "bos": batch.bos,
+        "d_vocab": model.sizes["d_vocab"],
     }
     return AttributionGraph(
         **graph,
@@ -294,7 +296,15 @@ def _left_out(model: Model, batch: TokenBatch, given: Sequence[int] | None) -> t
     n = batch.shape[1]
     if given is None:
         begin = None if model.tokenizer is None else model.tokenizer.bos_token_id
-        return (0,) if begin is not None and int(batch.ids[0, 0]) == begin and n > 1 else ()
+        begins = begin is not None and int(batch.ids[0, 0]) == begin
+        if begins and n == 1:
+            raise EmptyPrompt(
+                "The prompt has nothing in it but the token that begins it.",
+                got="no text",
+                because="that token is left out, so nothing is left to trace",
+                instead="a text; left_out=() to trace the token alone",
+            )
+        return (0,) if begins else ()
     outside = [index for index in given if not -n <= index < n]
     if outside:
         raise PositionOutOfRange(

@@ -4,18 +4,17 @@ What is held meanwhile is the mode: "constrained", "range", "iterative" or "free
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.held import Change, Holding
 from mechscope.graphs.local import Local, open_local
 from mechscope.graphs.modes import MODES, Mode, hold
+from mechscope.graphs.node_intervention import NodeIntervention
 from mechscope.graphs.nodes import indices_of
 from mechscope.graphs.places import Places
 from mechscope.graphs.replacement import Replacement, described, replacements_of
@@ -26,62 +25,6 @@ from mechscope.interventions.replace import edit
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import InterventionMismatch
 from mechscope.vocabulary.sites import Site
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class NodeIntervention:
-    """What scaling nodes did.
-
-    Args:
-        mode: Which parts were held.
-        factors: By node name, what its value was multiplied with.
-        nodes: Indices of the latents and logits that were read.
-        names: Their names; a logit's label.
-        before: What each read before, [n].
-        predicted: Change that the graph foretells: direct effects where all is held, effects along all paths else.
-        measured: Change measured.
-    """
-
-    mode: Mode
-    factors: Mapping[str, float]
-    nodes: tuple[int, ...]
-    names: tuple[str, ...]
-    before: Float[np.ndarray, " n"]
-    predicted: Float[np.ndarray, " n"]
-    measured: Float[np.ndarray, " n"]
-
-    @property
-    def correlation(self) -> float:
-        """Pearson correlation of predicted and measured changes; NaN where either does not vary."""
-        a, b = self.predicted - self.predicted.mean(), self.measured - self.measured.mean()
-        size = float(np.sqrt((a @ a) * (b @ b)))
-        return float(a @ b) / size if size > 0 else float("nan")
-
-    @property
-    def unexplained(self) -> float:
-        """Squared difference of predicted and measured over squared measured change; 0 is exact."""
-        change = float((self.measured**2).sum())
-        return float(((self.predicted - self.measured) ** 2).sum()) / change if change > 0 else float("nan")
-
-    def logits(self) -> dict[str, tuple[float, float]]:
-        """(predicted, measured) change of each target."""
-        return {
-            name: (float(self.predicted[i]), float(self.measured[i]))
-            for i, name in enumerate(self.names)
-            if name.startswith("logit ")
-        }
-
-    def __repr__(self) -> str:
-        order = np.argsort(-np.abs(self.measured), kind="stable")[:10]
-        lines = [
-            f"  {self.names[i]:<28} {self.before[i]:>10.4g} {self.predicted[i]:>+11.4g} {self.measured[i]:>+11.4g}"
-            for i in order
-        ]
-        columns = f"  {'node':<28} {'before':>10} {'predicted':>11} {'measured':>11}"
-        head = (
-            f"NodeIntervention ({self.mode}) of {', '.join(f'{k} x{v:g}' for k, v in self.factors.items())}"
-        )
-        return "\n".join([head, columns, *lines])
 
 
 def intervene(
@@ -134,13 +77,15 @@ def open_again(model: Model, transcoders: Any, graph: AttributionGraph) -> Local
     """The local replacement model that a graph was read from.
 
     Raises:
-        InterventionMismatch: a graph of another model, or of other dictionaries.
+        InterventionMismatch: a graph of another model, of other dictionaries, or read from a file that does not say
+            what its nodes read.
 
     Cost: one forward pass, one product with each encoder, and a hash of some rows of the dictionaries.
     """
     graph.refuse_other_model(model)
     parts = replacements_of(model, transcoders)
     _refuse_other_dictionaries(graph, parts)
+    _refuse_unknown_totals(graph)
     batch = model.tokens(graph.settings["tokens"])
     return open_local(
         model, parts, batch=batch, mlps=graph.settings["mlps"], left_out=tuple(graph.settings["left_out"])
@@ -155,6 +100,16 @@ def _refuse_other_dictionaries(graph: AttributionGraph, parts: Sequence[Replacem
             got=f"{len(given)} dictionaries, the graph has {len(known or [])}",
             because="their hashes differ, so the graph's latents are other latents",
             instead="the same dictionaries in the same order",
+        )
+
+
+def _refuse_unknown_totals(graph: AttributionGraph) -> None:
+    if np.isnan(graph.totals).any():
+        raise InterventionMismatch(
+            "This graph does not say what its nodes read.",
+            got=f"{int(np.isnan(graph.totals).sum())} nodes whose total is not known",
+            because="it was read from a front end's file that has no field for that, so a change can't be told",
+            instead="the record that graph.save wrote, or a file of this version's save_graph_json",
         )
 
 

@@ -65,7 +65,7 @@ def graph_page(graph: AttributionGraph, *, title: str = "", labels: Mapping[str,
         title: By default, what is explained.
         labels: What latents are taken to mean, by node name.
     """
-    title = title or f"What leads to {' and '.join(target.label for target in graph.targets)}"
+    title = title or f"What leads to {_named([target.label for target in graph.targets])}"
     script = asset("graph.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'"
@@ -213,6 +213,13 @@ def _spread(positions: np.ndarray, layers: np.ndarray) -> tuple[np.ndarray, np.n
     return x, layers.astype(float)
 
 
+def _named(labels: Sequence[str], at_most: int = 3) -> str:
+    """Some of the labels, and how many more there are."""
+    if len(labels) <= at_most:
+        return " and ".join(labels)
+    return f"{', '.join(labels[:at_most])} and {len(labels) - at_most} more"
+
+
 def _summary(whole: AttributionGraph, drawn: AttributionGraph) -> list[str | Markup]:
     counts = {kind: len(drawn.nodes.of(kind)) for kind in KINDS}
     shown_nodes = ", ".join(f"{n} {kind}{'' if n == 1 else 's'}" for kind, n in counts.items())
@@ -242,5 +249,5 @@ def _record(graph: AttributionGraph) -> Markup:
     return element("footer", element("h2", "Record"), element("dl", *rows))
 
 
-def _short(value: float) -> float:
+def _short(value: float | np.floating[Any]) -> float:
     return float(f"{float(value):.4g}")

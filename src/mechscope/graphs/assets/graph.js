@@ -3,13 +3,14 @@
 (() => {
   "use strict";
   const SVG = "http://www.w3.org/2000/svg";
-  const ROW = 64, LEFT = 74, TOP = 22, BELOW = 44, STEP = 17, MOST_DRAWN = 500, MOST_FOCUSED = 160, LISTED = 18;
+  const ROW = 64, LEFT = 74, TOP = 22, BELOW = 44, STEP = 17, MOST_DRAWN = 500, MOST_FOCUSED = 160, LISTED = 18, LINE = 34;
 
   const number = (value) => {
     if (value === null || value === undefined) return "–";
     const text = Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(3);
     return text.replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "").replace("-", "−");
   };
+  const clipped = (text, most) => ([...text].length > most ? `${[...text].slice(0, most - 1).join("")}…` : text);
   const percent = (value) => `${(100 * value).toFixed(Math.abs(value) < 0.1 ? 1 : 0)}%`.replace("-", "−");
 
   function make(name, attributes = {}, ...children) {
@@ -67,6 +68,7 @@
       return kind === "token" || kind === "logit" ? what : `${what} at ${token}`;
     }
     isEnd(node) { return this.kindOf[node] === "token" || this.kindOf[node] === "logit"; }
+    isLogits(layer) { return this.kindOf[this.data.layer.indexOf(layer)] === "logit"; }
     isShown(node) { return this.isEnd(node) || this.data.share[node] <= this.limit || this.pinned.has(node) || this.groupOf(node) !== undefined; }
     groupOf(node) { return this.groups.find((group) => group.members.includes(node)); }
 
@@ -100,7 +102,8 @@
         make("svg:path", { d: shape(kind, 4.6) })));
     }
 
-    // Each position is as wide as its fullest layer needs; each layer as high as its fullest cell.
+    // Each position is as wide as its fullest layer needs; each layer as high as its fullest cell. Logits stand side by
+    // side, the strongest above its position and the others to the left of it, so that every name can be read.
     layOut() {
       const { data } = this, top = Math.max(...data.layer), cells = new Map();
       this.wide = this.scroll.clientWidth || 900;
@@ -114,12 +117,13 @@
       const labels = data.tokens.map((token) => Math.max(30, Math.min([...token].length, 12) * 7.2 + 14));
       const room = this.wide - LEFT - 34, total = (widths) => widths.reduce((a, b) => a + b, 0);
       const widths = (flat) => data.tokens.map((_, position) => {
-        const most = Math.max(1, ...used.map((layer) => (cells.get(`${position},${layer}`) || []).length));
+        const most = Math.max(1, ...used.filter((layer) => !this.isLogits(layer)).map((layer) => (cells.get(`${position},${layer}`) || []).length));
         return Math.max(Math.ceil(Math.sqrt(most * flat)) * STEP + 16, labels[position]);
       });
       // Cells are wider than high where there is room, higher than wide where there is not.
       const need = [1.8, 1.2, 0.8, 0.5, 0.3].map(widths).find((found) => total(found) <= room) || widths(0.3);
       const stretch = Math.max(1, room / total(need));
+      this.slot = 14 + 6.2 * Math.max(4, ...this.kindOf.map((kind, node) => (kind === "logit" ? [...this.logitName(node)].length : 0)));
       this.columns = [];
       let x = LEFT;
       need.forEach((width) => { this.columns.push([x, width * stretch]); x += width * stretch; });
@@ -129,9 +133,9 @@
       [...used].reverse().forEach((layer) => {
         const lines = Math.max(1, ...data.tokens.map((_, position) => {
           const count = (cells.get(`${position},${layer}`) || []).length;
-          return count ? Math.ceil(count / Math.max(1, Math.floor((this.columns[position][1] - 12) / STEP))) : 1;
+          return count ? Math.ceil(count / this.across(position, layer)) : 1;
         }));
-        const height = Math.max(layer === -1 || layer === top ? 44 : ROW, lines * STEP + 26);
+        const height = this.isLogits(layer) ? lines * LINE + 18 : Math.max(layer === -1 || layer === top ? 44 : ROW, lines * STEP + 26);
         this.rows.set(layer, [y, height]);
         y += height;
       });
@@ -140,7 +144,13 @@
       cells.forEach((nodes, name) => {
         const [position, layer] = name.split(",").map(Number);
         const [left, width] = this.columns[position], [above, height] = this.rows.get(layer);
-        const across = Math.max(1, Math.min(nodes.length, Math.floor((width - 12) / STEP))), lines = Math.ceil(nodes.length / across);
+        if (this.isLogits(layer)) {
+          const across = this.across(position, layer);
+          nodes.sort((a, b) => data.weight[b] - data.weight[a]).forEach((node, i) =>
+            this.place.set(node, [this.firstLogit(position) - (i % across) * this.slot, above + 28 + Math.floor(i / across) * LINE]));
+          return;
+        }
+        const across = Math.min(nodes.length, this.across(position, layer)), lines = Math.ceil(nodes.length / across);
         nodes.sort((a, b) => data.influence[b] - data.influence[a]).forEach((node, i) => {
           const line = Math.floor(i / across), inLine = Math.min(across, nodes.length - line * across);
           this.place.set(node, [
@@ -152,18 +162,28 @@
       this.draw();
     }
 
+    across(position, layer) {
+      return Math.max(1, Math.floor(this.isLogits(layer) ? (this.firstLogit(position) - LEFT) / this.slot + 0.5 : (this.columns[position][1] - 12) / STEP));
+    }
+
+    firstLogit(position) {
+      const [left, width] = this.columns[position];
+      return Math.min(left + width / 2, this.width - this.slot / 2);
+    }
+
+    logitName(node) { return `${clipped(this.title(node), 16)} ${percent(this.data.weight[node])}`; }
+
     draw() {
       const { data } = this, most = Math.max(...data.influence.filter((_, i) => !this.isEnd(i)), 1e-12);
       const svg = make("svg:svg", { width: this.width, height: this.height, role: "group", "aria-label": "attribution graph" });
       this.rows.forEach(([y, height], layer) => {
-        const name = layer === -1 ? "tokens" : layer === Math.max(...data.layer) && data.kind[data.layer.indexOf(layer)] === 3 ? "logits" : `layer ${layer}`;
+        const name = layer === -1 ? "tokens" : this.isLogits(layer) ? "logits" : `layer ${layer}`;
         svg.append(make("svg:line", { class: "msg-stripe", x1: LEFT - 8, x2: this.width, y1: y + height, y2: y + height }));
         svg.append(make("svg:text", { class: "msg-layer-name", x: LEFT - 16, y: y + height / 2 + 4 }, name));
       });
       this.columns.forEach(([x, width], i) => {
         if (i % 2) svg.prepend(make("svg:rect", { class: "msg-lane", x, y: 0, width, height: this.height }));
-        const token = [...data.tokens[i]];
-        svg.append(make("svg:text", { class: "msg-token-name", x: x + width / 2, y: this.height - 18 }, token.length > 12 ? `${token.slice(0, 11).join("")}…` : token.join("")));
+        svg.append(make("svg:text", { class: "msg-token-name", x: x + width / 2, y: this.height - 18 }, clipped(data.tokens[i], 12)));
       });
       svg.addEventListener("click", (event) => { if (!event.target.closest(".msg-node")) { this.looked = null; this.refresh(); } });
       this.edgeLayer = make("svg:g");
@@ -173,18 +193,13 @@
         const kind = this.kindOf[node], r = this.isEnd(node) ? 6.5 : 3.2 + 4.3 * Math.sqrt(data.influence[node] / most);
         const mark = make("svg:g", { class: `msg-node msg-${kind}`, transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`, tabindex: 0, role: "button", "aria-label": `${data.name[node]}: ${this.title(node)}` },
           make("svg:path", { d: shape(kind, r) }));
-        if (kind === "logit") mark.append(make("svg:text", { x: 10, y: 4 }, `${this.title(node)} ${percent(data.weight[node])}`));
+        if (kind === "logit") mark.append(make("svg:text", { y: -11 }, this.logitName(node)));
         mark.addEventListener("pointerenter", () => { this.pointed = node; this.refresh(false); });
         mark.addEventListener("pointerleave", () => { this.pointed = null; this.refresh(false); });
         mark.addEventListener("click", (event) => this.click(node, event.shiftKey));
         mark.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); this.click(node, event.shiftKey); } });
         this.marks.set(node, mark);
         svg.append(mark);
-      });
-      // A logit's name stands to the right of its mark, or to the left where the drawing ends.
-      this.marks.forEach((mark, node) => {
-        const text = mark.querySelector("text");
-        if (text && this.place.get(node)[0] > this.width - 120) { text.setAttribute("x", -10); text.setAttribute("text-anchor", "end"); }
       });
       this.scroll.replaceChildren(svg);
     }
@@ -350,11 +365,11 @@
         if (i < 24) svg.append(make("svg:text", { class: "msg-box-size", x: a.x + (b.x - a.x) * 0.36, y: y1 + (y2 - y1) * 0.36 }, percent(part)));
       });
       boxes.forEach((box) => {
-        const text = [...box.label], small = box.members.length > 1 ? `${box.members.length} nodes` : data.name[box.members[0]];
+        const small = box.members.length > 1 ? `${box.members.length} nodes` : data.name[box.members[0]];
         svg.append(make("svg:g", { class: `msg-box${box.group ? " msg-many" : ""}`, transform: `translate(${box.x} ${box.y})` },
           make("svg:rect", { x: -W / 2, y: -H / 2, width: W, height: H, rx: 6 }),
-          make("svg:text", { y: -2 }, text.length > 24 ? `${text.slice(0, 23).join("")}…` : box.label),
-          make("svg:text", { class: "msg-small", y: 12 }, small.length > 28 ? `${small.slice(0, 27)}…` : small)));
+          make("svg:text", { y: -2 }, clipped(box.label, 24)),
+          make("svg:text", { class: "msg-small", y: 12 }, clipped(small, 28))));
       });
       return make("div", { class: "msg-scroll" }, svg);
     }

@@ -1,6 +1,6 @@
 """A graph read from front ends' JSON, ours or another tool's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from mechscope.records.fingerprint import ModelFingerprint
 def open_graph_json(path: str | Path) -> AttributionGraph:
     """A graph from a front end's JSON, ours or another tool's.
 
-    What the format does not hold (biases, what was left out) is zero; a file of ours also knows its model.
+    A file of ours comes back whole. Another tool's does not say what nodes read in all, of biases, and of what was
+    left out: that is NaN, and `intervene` refuses such a graph.
 
     Raises:
         BadFile: not such a graph; says which field is missing or wrong.
@@ -65,19 +66,16 @@ def graph_from_json(body: Mapping[str, Any]) -> AttributionGraph:
     )
     groups = body["qParams"].get("supernodes") or []
     weights = np.array([item["weight"] for item in parsed])
-    totals = np.nan_to_num(nodes.activations)
+    totals, biases, remainders = np.array([_reads(item, own) for item in parsed]).reshape(-1, 3).T
     return AttributionGraph(
         nodes=nodes,
         adjacency=_adjacency(body["links"], place, nodes),
         weights=weights,
         totals=totals,
-        biases=np.zeros(len(nodes)),
-        remainders=np.zeros(len(nodes)),
+        biases=biases,
+        remainders=remainders,
         n_active=int(own.get("n_active", len(nodes.of("latent")))),
-        targets=tuple(
-            Target(label=item["label"], token=item["token"], foil=None, weight=item["weight"])
-            for item in logits
-        ),
+        targets=tuple(_target(item, own) for item in logits),
         settings=dict(own.get("settings") or {}) | {"imported": body["metadata"]["slug"]},
         model=_fingerprint(own.get("model")),
         data_sha256=own.get("data_sha256"),
@@ -117,6 +115,19 @@ def _parsed(item: Mapping[str, Any], metadata: Mapping[str, Any], own: Mapping[s
         "label": _quoted(item["clerp"]),
         "order": (KINDS.index(kind), site, int(item["ctx_idx"]), number),
     }
+
+
+def _reads(item: Mapping[str, Any], own: Mapping[str, Any]) -> Sequence[float]:
+    """Total, bias and remainder of a node: nothing is read by errors and tokens."""
+    unknown = (np.nan,) * 3 if item["kind"] in ("latent", "logit") else (0.0,) * 3
+    return own.get("reads", {}).get(item["id"], unknown)
+
+
+def _target(item: Mapping[str, Any], own: Mapping[str, Any]) -> Target:
+    known = own.get("targets", {}).get(item["id"])
+    if known is not None:
+        return Target(**known)
+    return Target(label=item["label"], token=item["token"], foil=None, weight=item["weight"])
 
 
 def _own_site(item: Mapping[str, Any], own: Mapping[str, Any], kind: str, layer: int) -> int:

@@ -5,7 +5,8 @@ have, a graph of one layer is drawn from layer 1, and numbers too large for exac
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def graph_to_json(
             "n_active": graph.n_active,
             "layer_shift": shift,
             "data_sha256": graph.data_sha256,
+            **_what_nodes_read(graph, ids),
         },
     }
     pruned = graph.settings.get("pruned")
@@ -91,6 +93,17 @@ def save_graph_json(graph: AttributionGraph, path: str | Path, **options: Any) -
     save_json(Path(path), graph_to_json(graph, **options))
 
 
+def _what_nodes_read(graph: AttributionGraph, ids: Sequence[str]) -> dict[str, Any]:
+    """What the front ends' fields do not hold, by node id: total, bias and remainder, if known; what is explained."""
+    columns = (graph.totals, graph.biases, graph.remainders)
+    known = [i for kind in ("latent", "logit") for i in graph.nodes.of(kind) if np.isfinite(graph.totals[i])]
+    logits = [ids[i] for i in graph.nodes.of("logit")]
+    return {
+        "reads": {ids[i]: [float(column[i]) for column in columns] for i in known},
+        "targets": {name: asdict(target) for name, target in zip(logits, graph.targets, strict=True)},
+    }
+
+
 def _ids(graph: AttributionGraph) -> list[str]:
     """Node ids as front ends build them; errors in a form that no latent's id has."""
     nodes, found, shift = graph.nodes, [], _shift(graph)
@@ -113,9 +126,13 @@ def _ids(graph: AttributionGraph) -> list[str]:
 
 
 def _virtual(graph: AttributionGraph, number: int) -> int:
-    """Contrasts get ids behind every token in use, as front ends ask of targets that are no token."""
-    largest = max([*graph.nodes.token_ids, *(target.token for target in graph.targets)])
-    return largest + 1 + number
+    """Contrasts get ids behind the vocabulary, as front ends ask of targets that are no token."""
+    in_use = [
+        *graph.nodes.token_ids,
+        *(t for target in graph.targets for t in (target.token, target.foil or 0)),
+    ]
+    # A graph that another tool made does not say how large its vocabulary is.
+    return int(graph.settings.get("d_vocab", max(in_use) + 1)) + number
 
 
 def _shift(graph: AttributionGraph) -> int:

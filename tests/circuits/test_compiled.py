@@ -45,4 +45,4 @@ def test_verified_scores_put_the_true_edges_first(name):
     split = load_behavior(f"compiled/{name}", model, n=200, seed=0).train
     truth = Circuit.of(model, truth_of(name).edges("resample"))
     found = discover(model, split, method="eap-ig", n_edges=len(truth), verify=2 * len(truth))
-    assert compare_with_truth(found, truth).auroc >= 0.95
+    assert compare_with_truth(found, truth).auroc >= 0.98

@@ -13,6 +13,7 @@ from mechscope.circuits.evaluation import CircuitEvaluation, evaluate_circuits
 from mechscope.circuits.measures import Measures
 from mechscope.circuits.optimal import learn_constants
 from mechscope.circuits.size_curve import FRACTIONS
+from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.vocabulary.errors import InterventionMismatch, NotEnoughEvidence
 
 FEW = Measures(n_subsets=3, n_resamples=200)
@@ -104,6 +105,34 @@ def test_constants_need_the_position_edges_too(ablation):
     assert true_circuit().evaluate(model, behavior.validation, **settings).faithfulness < 0.5
 
 
+def test_a_greedy_set_is_the_worst_node_and_then_the_worst_beside_it():
+    model, split = opened("gpt2"), pairs(n=4)
+    wiring = Circuit.whole(model).wiring
+    circuit = Circuit(wiring=wiring, kept=np.random.default_rng(3).random(wiring.n_edges) < 0.9)
+    found = circuit.evaluate(model, split, measures=Measures(n_greedy=2, n_subsets=0)).incompleteness
+    runs, whole = CircuitRuns(model, split, conventions=Conventions()), Circuit.whole(model)
+    gap = np.subtract(*runs.measure(np.stack([runs.runs.every, runs.runs.none])).mean(1))
+
+    def apart(nodes):
+        masks = np.stack([one.without(nodes).kept for one in (circuit, whole)])
+        return abs(np.subtract(*runs.measure(masks).mean(1)) / gap)
+
+    nodes = [str(node) for node in circuit.nodes if node.kind not in ("embed", "logits")]
+    first = max(nodes, key=lambda node: apart([node]))
+    second = max((node for node in nodes if node != first), key=lambda node: apart([first, node]))
+    greedy = {name: value for name, value in found.items() if name.startswith("greedy")}
+    assert greedy == pytest.approx(
+        {f"greedy {first}": apart([first]), f"greedy {first}, {second}": apart([first, second])}, abs=1e-9
+    )
+
+
+def test_the_true_circuit_is_complete_under_the_worst_set_too():
+    model, behavior = induction()
+    measures = Measures(parts=("completeness",), n_subsets=0, n_greedy=2)
+    found = true_circuit().evaluate(model, behavior.validation, measures=measures)
+    assert any(name.startswith("greedy") for name in found.incompleteness) and found.completeness < 0.05
+
+
 def test_an_evaluation_survives_saving(tmp_path):
     model, behavior = induction()
     saved = true_circuit().evaluate(model, behavior.validation, measures=FEW)
@@ -139,3 +168,25 @@ def test_learned_constants_lose_less_than_means_and_zeros():
             CircuitRuns(model, split, conventions=conventions, metric=kl).measure(half.kept[None]).mean()
         )
     assert lost["optimal"] < 0.8 * lost["mean"] and lost["optimal"] < lost["zero"]
+
+
+def test_a_circuit_is_evaluated_under_learned_constants_and_says_which(tmp_path):
+    model, split = opened("gpt2"), pairs(n=4)
+    whole = Circuit.whole(model)
+    half = Circuit(wiring=whole.wiring, kept=np.random.default_rng(0).random(len(whole)) < 0.6)
+    learned = learn_constants(model, split, circuit=half, n_steps=10)
+    none_too = Measures(parts=())
+    found = half.evaluate(model, split, conventions=learned, measures=none_too)
+    runs = EdgeRuns(model, split.clean, metric=split.metric, ablation=learned.constants)
+    masks = [half.kept, np.ones(len(whole), dtype=bool), np.zeros(len(whole), dtype=bool)]
+    by_hand = [runs.measure([mask])[0].numpy() for mask in masks]
+    for mine, wanted in zip((found.values, found.model_values, found.none_values), by_hand, strict=True):
+        assert np.abs(mine - wanted).max() < 1e-10
+    means = half.evaluate(model, split, conventions=Conventions(ablation="mean"), measures=none_too)
+    assert np.abs(means.model_values - found.model_values).max() < 1e-10
+    assert np.abs(means.values - found.values).max() > 1e-3  # the constants are not the means
+    found.save(tmp_path / "evaluation.json")
+    loaded = CircuitEvaluation.load(tmp_path / "evaluation.json")
+    assert loaded.to_json() == found.to_json() and loaded.faithfulness == found.faithfulness
+    assert loaded.settings["ablation"] == "optimal"
+    assert loaded.settings["constants"] == learned.constants.to_json()  # the hash of what was learned

@@ -39,7 +39,7 @@ EXACT = {
     "eap-ig": {"n_edges": 3},
     "eap-ig-activations": {"n_edges": 3},
     "eap-clean-corrupted": {"n_edges": 3},
-    "conditional": {"n_edges": 3, "n_rounds": 1},
+    "conditional": {"n_edges": 3},
 }
 
 
@@ -101,6 +101,34 @@ def test_a_backup_that_single_removals_hide_is_found_jointly():
     effects = found.numbers["nodes"]
     assert {"a1.11", "a1.4"} <= set(effects)
     assert max(effects["a1.11"], effects["a1.4"]) > 3 * np.abs(alone).max()
+
+
+@pytest.mark.parametrize("n_rounds", [2, 3, 6])
+@pytest.mark.parametrize("n_edges", [6, 30])
+def test_what_earlier_rounds_found_is_kept(n_rounds, n_edges):
+    found = discover(induction()[0], train(), method="conditional", n_edges=n_edges, n_rounds=n_rounds)
+    assert set(TRUE_EDGES) <= set(found.edges)
+    assert 0 < len(found.numbers["cuts"]) < n_rounds
+    assert found.numbers["cuts"][0][0].endswith("->logits")  # from the logits down
+
+
+@pytest.mark.parametrize("n_rounds", [2, 3, 6])
+def test_edges_of_a_backup_are_found_with_the_first_heads_cut(n_rounds):
+    model, split = with_a_backup()
+    both = {"a1.11->logits", "a1.4->logits"}
+    for ablation, n_edges in (("resample", 6), ("zero", 12)):
+        said = {"method": "conditional", "n_rounds": n_rounds, "conventions": Conventions(ablation=ablation)}
+        assert both <= set(map(str, discover(model, split, n_edges=n_edges, **said).edges)), ablation
+    zero = Conventions(ablation="zero")
+    names = [str(edge) for edge in Circuit.whole(model).wiring.edges()]
+    few = {"method": "conditional", "n_edges": 6, "conventions": zero}  # room for the first head only
+    once = discover(model, split, n_rounds=1, **few)
+    again = discover(model, split, n_rounds=n_rounds, **few)
+    found = [name for name in both if once.kept[names.index(name)]]
+    (hidden,) = both - set(found)
+    alone = patched_importance(model, split, np.array([names.index(hidden)]), conventions=zero)
+    at = names.index(hidden)
+    assert len(found) == 1 and again.scores[at] > max(2 * once.scores[at], 1.5 * abs(alone[0]))
 
 
 def test_verified_scores_are_those_of_real_patching():
@@ -168,6 +196,8 @@ def test_areas_are_the_published_ones():
     step = [0.0] * 9 + [1.0]
     curve = SizeCurve(fractions=FRACTIONS, n_edges=(1,) * 10, faithfulness=tuple(step), by="signed")
     assert round(curve.cpr, 3) == 0.25 and round(curve.cmd, 3) == 0.749
+    last = np.log10(2) / 3 / 2  # of three decades, half of the segment from 0.5 to 1
+    assert curve.cpr_log == pytest.approx(last) and curve.cmd_log == pytest.approx(1 - last)
     ones = replace(curve, faithfulness=(1.0,) * 10)
     assert round(ones.cpr, 3) == 0.999 and ones.cmd == 0 and ones.cpr_log == pytest.approx(1)
     assert replace(curve, faithfulness=(3.0,) * 10).cpr_clipped == pytest.approx(0.999)

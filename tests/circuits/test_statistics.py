@@ -14,6 +14,8 @@ from mechscope.circuits.statistics.significance import (
     equivalence,
     holm,
     independence,
+    matters_more,
+    minimality,
 )
 from mechscope.circuits.statistics.significance import (
     test_circuit as run_tests,
@@ -148,6 +150,34 @@ def test_beating_rivals_by_luck_is_rare() -> None:
         rejections(lambda rng: beats(1.1, rng.random(100), name="sufficiency", null="", settings=settings))
         == 1.0
     )
+
+
+def test_a_circuit_with_one_edge_no_better_than_random_seldom_passes_as_minimal() -> None:
+    settings = TestSettings()
+
+    def passes(rng, own: list[float]) -> bool:
+        p = matters_more(np.array(own), rng.random(100), settings.share)
+        found = minimality({str(i): float(one) for i, one in enumerate(p)}, settings)
+        assert found.passes == all(p <= settings.level)
+        return bool(found.passes)
+
+    def share(draw, n: int = 400) -> float:
+        return float(np.mean([passes(np.random.default_rng(i), draw(i)) for i in range(n)]))
+
+    at_most = settings.level + 3 * np.sqrt(0.05 * 0.95 / 400)
+    # At the edge of the null: one edge matters more than exactly 90% of all random ones, the others more than all.
+    assert share(lambda _: [2.0, 2.0, 2.0, 0.9]) <= at_most
+    # An edge that is itself drawn like the random ones.
+    assert share(lambda i: [2.0, 2.0, np.random.default_rng(10_000 + i).random()]) <= at_most
+    assert share(lambda _: [2.0, 2.0, 2.0, 1.5]) == 1.0
+
+
+def test_edges_no_better_than_random_are_seldom_shown_to_matter_however_many_there_are() -> None:
+    def shown(rng) -> bool:
+        return bool((matters_more(np.full(20, 0.9), rng.random(100), 0.9) <= 0.05).any())
+
+    found = np.mean([shown(np.random.default_rng(i)) for i in range(400)])
+    assert found <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
 
 
 def test_holms_rule_by_hand() -> None:

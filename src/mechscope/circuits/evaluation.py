@@ -8,7 +8,7 @@ Ratios are given both ways, as a ratio of means and as the mean of ratios. Many 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +18,9 @@ from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions
 from mechscope.circuits.faithfulness import Faithfulness, refuse_without_gap, saved_fields
-from mechscope.circuits.measures import Measures, Plan
+from mechscope.circuits.measures import Measures, Plan, writers_of
 from mechscope.circuits.positional import PositionalCircuit, saved_circuit, shared_spans
+from mechscope.circuits.worst_sets import worst_sets
 from mechscope.figures.prose import Cell, Table
 from mechscope.models.model import Model
 from mechscope.records.record import Record
@@ -155,7 +156,7 @@ def evaluate_circuits(
         NotEnoughEvidence: an empty circuit, or none at all.
 
     Cost: two forward passes, one for all edges, one for each circuit less what it need not compute; minimality
-        adds one for each edge, completeness two for each set.
+        adds one for each edge, completeness two for each set (and two for each node of each greedy round).
     """
     if not circuits:
         raise NotEnoughEvidence(
@@ -171,13 +172,19 @@ def evaluate_circuits(
         masks += plan.masks
     with runs.hold():
         values = runs.measure(np.stack(masks))
-    refuse_without_gap(values[0], values[1])
+        refuse_without_gap(values[0], values[1])
+        worst = [
+            _worst(runs, circuit, measures, gap=float((values[0] - values[1]).mean())) for circuit in circuits
+        ]
     settings = {"split": split.name, "metric": split.metric.kind, **conventions.to_json()}
-    settings |= {"n_subsets": measures.n_subsets, "seed": measures.seed, "n_resamples": measures.n_resamples}
+    settings |= {name: value for name, value in asdict(measures).items() if name != "parts"}
     found, start = [], 2
-    for plan in plans:
+    for plan, searched in zip(plans, worst, strict=True):
         own = values[start : start + len(plan.masks)]
         start += len(plan.masks)
+        read = plan.read(own.mean(1), float(values[0].mean()), float(values[1].mean()))
+        if searched:
+            read["incompleteness"] |= searched
         found.append(
             CircuitEvaluation(
                 circuit=plan.circuit,
@@ -188,7 +195,15 @@ def evaluate_circuits(
                 settings=settings,
                 model=model.fingerprint,
                 data_sha256=split.data_hash,
-                **plan.read(own.mean(1), float(values[0].mean()), float(values[1].mean())),
+                **read,
             )
         )
     return found
+
+
+def _worst(
+    runs: CircuitRuns, circuit: Circuit | PositionalCircuit, measures: Measures, *, gap: float
+) -> dict[str, float]:
+    if not measures.n_greedy or "completeness" not in measures.parts:
+        return {}
+    return worst_sets(runs, circuit, nodes=writers_of(circuit), n=measures.n_greedy, gap=gap)

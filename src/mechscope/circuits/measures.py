@@ -20,12 +20,14 @@ class Measures:
     Args:
         parts: "completeness", "minimality", both or neither.
         n_subsets: Random sets of nodes that completeness and minimality take away.
-        seed: Of those sets.
+        n_greedy: Completeness also looks for the worst set, node by node, up to so many; 0 for no search.
+        seed: Of the random sets.
         n_resamples: Of the intervals.
     """
 
     parts: tuple[str, ...] = PARTS
     n_subsets: int = 8
+    n_greedy: int = 0
     seed: int = 0
     n_resamples: int = 2000
 
@@ -56,7 +58,7 @@ class Plan:
                 mask = circuit.kept.copy()
                 mask.flat[index] = False
                 self._add(("edge", str(index)), mask)
-            for node in _writers(circuit):
+            for node in writers_of(circuit):
                 gone = edges_out_of(circuit.wiring, [node])
                 self._add(("node", str(node)), circuit.kept & ~gone)
                 for name, nodes in self.subsets.items():
@@ -91,14 +93,15 @@ class Plan:
         return found
 
 
-def _writers(circuit: Circuit | PositionalCircuit) -> list[Node]:
+def writers_of(circuit: Circuit | PositionalCircuit) -> list[Node]:
+    """The circuit's nodes that write, without the embedding."""
     touched = set(circuit.nodes)
     return [node for node in circuit.wiring.writers if node.kind != "embed" and node in touched]
 
 
 def _subsets(circuit: Circuit | PositionalCircuit, measures: Measures) -> dict[str, list[Node]]:
     """Sets of the circuit's nodes: each layer's, and random ones of half of them."""
-    nodes = _writers(circuit)
+    nodes = writers_of(circuit)
     found: dict[str, list[Node]] = {}
     if len(nodes) < 2:
         return found

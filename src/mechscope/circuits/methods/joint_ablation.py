@@ -1,4 +1,4 @@
-"""Joint ablation, and attribution given what is gone: both bring out backups that single removals hide.
+"""Joint ablation: nodes removed on top of each other, which brings out backups that single removals hide.
 
 Where a second head steps in for a removed one, removing either alone shows nothing. So nodes are removed on top of
 each other: each round removes every remaining node besides those that are gone, in one batch, and of those that hurt
@@ -9,19 +9,16 @@ node counts by its largest effect in any round: what feeds a removed node may sh
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from mechscope.behaviors.split import Split
-from mechscope.circuits.circuit import Circuit, connected_edges, edges_out_of
+from mechscope.circuits.circuit import Circuit, edges_out_of
 from mechscope.circuits.conventions import CircuitRuns, Conventions
 from mechscope.circuits.faithfulness import refuse_without_gap
 from mechscope.circuits.methods.node_probing import edges_among
-from mechscope.circuits.methods.top_n import chosen_edges, refuse_no_edges
 from mechscope.circuits.registry import discovery
-from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.models.model import Model
 from mechscope.vocabulary.edges import Node
-from mechscope.vocabulary.errors import NoGradient, ShapeError
+from mechscope.vocabulary.errors import ShapeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,78 +98,3 @@ def find_by_joint_ablation(model: Model, split: Split, settings: JointAblation) 
 def _depth(node: Node) -> tuple[int, bool]:
     """Where a node stands on the way to the logits."""
     return node.layer or 0, node.kind == "mlp"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Conditional:
-    """Settings of the conditional search over edges.
-
-    Args:
-        n_edges: How many edges in all.
-        n_rounds: In how many rounds they are found; the first is ordinary attribution.
-        n_points: Points between none and all of the remaining edges at which gradients are taken.
-        conventions: What removed edges carry.
-    """
-
-    n_edges: int
-    n_rounds: int = 3
-    n_points: int = 4
-    conventions: Conventions = field(default_factory=Conventions)
-
-    def __post_init__(self) -> None:
-        refuse_no_edges(self.n_edges)
-
-
-@discovery("conditional", Conditional)
-def find_conditionally(model: Model, split: Split, settings: Conditional) -> Circuit:
-    """The strongest edges round by round, each round's gradients taken with the edges found before removed."""
-    runs = CircuitRuns(model, split, conventions=settings.conventions).runs
-    found = np.zeros(runs.wiring.n_edges, dtype=bool)
-    scores = np.zeros(runs.wiring.n_edges)
-    a_round = -(-settings.n_edges // settings.n_rounds)
-    with runs.open():
-        for _ in range(settings.n_rounds):
-            room = min(a_round, settings.n_edges - int(found.sum()))
-            if room < 1:
-                break
-            effect = _gradients(runs, ~found, settings.n_points)
-            if not found.any() and not effect.any():
-                raise NoGradient(
-                    "The metric has no gradient to any edge.",
-                    got=split.metric.kind,
-                    because="it is flat at every point that was tried: a rank or an accuracy, or a saturated one",
-                    instead='a logit difference, or method="edge-patching", which needs no gradient',
-                )
-            effect[found] = 0.0
-            new = chosen_edges(runs.wiring, np.abs(effect), room, "top")
-            scores[new] = effect[new]
-            found |= new
-    return Circuit(
-        wiring=runs.wiring,
-        kept=connected_edges(runs.wiring, found),
-        scores=scores,
-        settings={
-            "method": "conditional",
-            "n_edges": settings.n_edges,
-            "n_rounds": settings.n_rounds,
-            "n_points": settings.n_points,
-            "split": split.name,
-            "scores": "gradient with respect to the edge's weight, in the round in which it was found",
-            **settings.conventions.to_json(),
-        },
-        model=model.fingerprint,
-        data_sha256=split.data_hash,
-    )
-
-
-def _gradients(runs: EdgeRuns, kept: np.ndarray, n_points: int) -> np.ndarray:
-    """Mean gradient of the mean metric to edge weights, between no edge and the kept ones."""
-    start = torch.from_numpy(kept).to(runs.blocks[0].run.embed.dtype).to(runs.blocks[0].run.embed.device)
-    total = torch.zeros_like(start)
-    for point in range(n_points):
-        weights = (start * (point + 1) / n_points)[None].requires_grad_()
-        measured = runs.measure_weighted(weights).mean()
-        if measured.requires_grad:
-            (gradient,) = torch.autograd.grad(measured, weights, allow_unused=True)
-            total += 0.0 if gradient is None else gradient[0]
-    return (total / n_points).double().cpu().numpy()

@@ -2,7 +2,7 @@
 
 The tests are those of Shi et al. 2024 (arXiv 2410.13032), with exact binomial tails; each says what its null is,
 because two of them are passed by *not* rejecting. Prompts of one unit are averaged first, so that n counts units.
-Their sizes are measured in tests/circuits/test_significance.py.
+Their sizes are measured in tests/circuits/test_statistics.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -127,7 +127,7 @@ def test_circuit(
             settings=settings,
         ),
     ]
-    tests += [_minimality(edge_p, settings)] if edge_p else []
+    tests += [minimality(edge_p, settings)] if edge_p else []
     return CircuitTests(
         circuit=circuit,
         tests={test.name: test for test in tests},
@@ -251,13 +251,21 @@ def _edge_tests(
         np.stack([*inflated, *added]), progress=_naming("random edges added and removed", progress)
     ).mean(1)
     random = np.abs(fat[: len(inflated)] - fat[len(inflated) :])
-    edges = all_edges(circuit.wiring)
+    edges, p = all_edges(circuit.wiring), matters_more(own, random, settings.share)
+    return {str(edges[place]): float(value) for place, value in zip(places, p, strict=True)}
+
+
+def matters_more(own: np.ndarray, random: np.ndarray, share: float) -> np.ndarray:
+    """For each edge the p of the null that it matters more than at most `share` of random edges, corrected over edges.
+
+    Args:
+        own: How much the removal of each edge changes, [edge].
+        random: The same of random edges in circuits that they were added to, [random]; ties are losses.
+        share: Of the random edges that could be drawn.
+    """
     wins = (own[:, None] > random[None]).sum(1)
-    # H0: the edge matters less than random ones in 1 - share of the cases or more.
-    p = np.array(
-        [stats.binomtest(int(k), len(random), settings.share, alternative="greater").pvalue for k in wins]
-    )
-    return {str(edges[place]): float(value) for place, value in zip(places, holm(p), strict=True)}
+    tails = [stats.binomtest(int(k), len(random), share, alternative="greater").pvalue for k in wins]
+    return holm(np.array(tails))
 
 
 def _inflated(circuit: Circuit, settings: TestSettings) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -285,7 +293,13 @@ def _inflated(circuit: Circuit, settings: TestSettings) -> tuple[list[np.ndarray
     return inflated, less
 
 
-def _minimality(edge_p: Mapping[str, float], settings: TestSettings) -> CircuitTest:
+def minimality(edge_p: Mapping[str, float], settings: TestSettings) -> CircuitTest:
+    """Null: some edge matters no more than random ones. Passed if every edge is shown to matter more.
+
+    Args:
+        edge_p: Of each edge, corrected; see `matters_more`.
+        settings: The level.
+    """
     needed = sum(p <= settings.level for p in edge_p.values())
     return CircuitTest(
         name="minimality",

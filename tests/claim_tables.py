@@ -130,6 +130,10 @@ class ToyBench:
         """One, and one more to be shown."""
         return (FAMILY, *self.shown)
 
+    def best_family(self, mechanism: Any) -> str:
+        """The one that it has."""
+        return FAMILY
+
     def data_hash(self, behavior: Any, *, fresh_seed: int | None) -> str:
         """A name for the split."""
         return f"{behavior.name} {fresh_seed}"

@@ -18,13 +18,16 @@ from mechscope.claims.controls import (
     RIVALS,
     SAME_LAYERS,
     SHUFFLED,
+    STRICTEST,
     SUBSPACES,
 )
-from mechscope.claims.evidence import HeldOut
+from mechscope.claims.evidence import Evidence, HeldOut
+from mechscope.claims.judge import judge
 from mechscope.claims.mechanisms import Components, Direction, complement
 from mechscope.claims.neurons import Neurons
-from mechscope.claims.predictions import Prediction, lowers, needs, raises, recorded, recovers
+from mechscope.claims.predictions import Prediction, lowers, needs, raises, recorded, recovers, spares
 from mechscope.claims.saved_mechanisms import mechanism_from_json
+from mechscope.claims.testing import test_claim as judged_by_bench
 from mechscope.claims.testing import verify_claim
 from mechscope.engine.naive import measure_logits
 from mechscope.specimens.induction import truth
@@ -132,6 +135,87 @@ def test_a_direction_is_measured_by_removing_and_adding_it(model, bench, behavio
     up = bench.measure([direction], raises(1.0, dose=0.5), behavior, held_out)
     down = bench.measure([direction], lowers(1.0, how="zero"), behavior, held_out)
     assert np.isfinite(up).all() and np.isfinite(down).all() and not np.allclose(up, down)
+
+
+N_CONTEXT, ONE, OTHER = 12, 11, 22
+"""Length of the prompts below, and the two tokens that can be next."""
+
+
+@pytest.fixture(scope="module")
+def one_or_other(model: ms.Model):
+    """Prompts in which one token followed an earlier appearance of the last one; in the corrupt twin, the other did."""
+    rng = np.random.default_rng(0)
+    usual = [token for token in range(4, model.d_vocab) if token not in (ONE, OTHER)]
+    clean = np.stack([rng.choice(usual, N_CONTEXT, replace=False) for _ in range(240)])
+    clean[:, 0], clean[:, -1], clean[:, 5] = model.tokenizer.bos_token_id, clean[:, 4], ONE
+    corrupt = clean.copy()
+    corrupt[:, 5] = OTHER
+    n = len(clean)
+    return ms.behaviors.from_tokens(
+        clean.tolist(), corrupt.tolist(), answers=[ONE] * n, wrong=[OTHER] * n, name="one or other"
+    )
+
+
+def raised_along(bench: EngineBench, behavior, vector: torch.Tensor):
+    """The verdict on: steering along this at the end of the stream raises the metric by at least 0.5."""
+    unit = torch.nn.functional.normalize(vector.double(), dim=0)
+    mechanism = Direction("resid_post.1", tuple(unit.tolist()))
+    claim = ms.Claim("x", behavior=behavior, mechanism=mechanism, predictions=[raises(0.5, dose=1.0)])
+    return judged_by_bench(claim, bench).verdict
+
+
+def test_steering_along_the_answer_raises_it_and_a_random_direction_does_not(model, one_or_other) -> None:
+    answer = (model.weights["W_U"][:, ONE] - model.weights["W_U"][:, OTHER]).detach()
+    bench = EngineBench(model)
+    verdict = raised_along(bench, one_or_other, answer)
+    (raised,) = verdict.predictions
+    assert (verdict.outcome, raised.controls.family, raised.controls.rank) == (
+        "supported",
+        DIRECTIONS,
+        "1st of 200",
+    ), str(verdict)
+    twin = torch.randn(len(answer), generator=torch.Generator().manual_seed(0))
+    assert raised_along(bench, one_or_other, twin).outcome != "supported"
+    assert raised_along(bench, one_or_other, -answer).outcome == "refuted"
+
+
+def test_what_the_heads_do_not_do_is_spared_and_what_they_do_is_not(model, behavior) -> None:
+    """Sparing on a model: of two behaviours of the same prompts, the heads carry one and have no part in the other."""
+    rng = np.random.default_rng(1)
+    usual = np.arange(4, model.d_vocab)
+    plain = np.stack([rng.choice(usual, N_CONTEXT, replace=False) for _ in range(240)])
+    plain[:, 0] = model.tokenizer.bos_token_id
+    other = plain.copy()
+    other[:, -1] = [rng.choice(np.setdiff1d(usual, row)) for row in plain]
+    last = ms.behaviors.from_tokens(
+        plain.tolist(),
+        other.tolist(),
+        answers=plain[:, -1].tolist(),
+        wrong=other[:, -1].tolist(),
+        name="last",
+    )
+    mine = ms.behaviors.load("induction", model, n=240, seed=0)
+    bench = EngineBench(model)
+    z = 0.1 * float(bench.open_split(mine, fresh_seed=None).gap.mean())
+    outcomes = []
+    for spared in (last, mine):
+        prediction, split = spares(spared, z), bench.open_split(spared, fresh_seed=None)
+        after = bench.measure([TRUE], prediction, spared, split)[0]
+        outcomes.append(judge(split, [Evidence(prediction, after, split)], seed=0).predictions[0].outcome)
+    assert outcomes == ["holds", "fails"]
+
+
+def test_a_claim_that_names_no_controls_takes_a_family_that_can_gate(model) -> None:
+    """One head of sixteen has 15 others in its layer, too few; the file recomputes to the same choice."""
+    behavior = ms.behaviors.load("induction", model, n=12)
+    alone = Components(heads=((1, 11),))
+    claim = ms.Claim("x", behavior=behavior, mechanism=alone, predictions=[lowers(0.1, unit="gap")])
+    record = claim.examine(model)
+    (result,) = record.verdict.predictions
+    assert claim.controls == STRICTEST
+    assert result.controls.family == best_family(model, alone) == SUBSPACES
+    assert result.controls.p is not None
+    assert verify_claim(record, EngineBench(model, [behavior]), exact=True) == []
 
 
 def test_what_was_measured_once_is_shared_by_all_claims_on_a_bench(

@@ -7,7 +7,7 @@ import pytest
 
 from claim_tables import ToyBehavior, ToyMechanism, toy_claim
 from mechscope.claims.claim import Claim
-from mechscope.claims.predictions import lowers, recovers, spares
+from mechscope.claims.predictions import Prediction, lowers, recovers, spares
 from mechscope.vocabulary.errors import BadClaim, BadFile, ClaimEdited, UnsafeFile
 
 
@@ -26,6 +26,20 @@ def test_equal_claims_have_equal_ids_and_any_edit_makes_another_claim():
         Claim("Another sentence", ToyBehavior(), ToyMechanism(), [lowers(1.0), recovers(0.5)], "f"),
     ]
     assert len({claim.id, *(other.id for other in others)}) == len(others) + 1
+
+
+@pytest.mark.parametrize("metric", ["rank", "kl"])
+@pytest.mark.parametrize("prediction", [lowers(1.0), recovers(0.5)])
+def test_a_metric_that_falls_where_the_behaviour_grows_is_refused(metric: str, prediction: Prediction):
+    """Fewer ranks are better: "lowers" would call an improvement a loss, and the gap would look like none."""
+    behavior = ToyBehavior(settings={"metric": {"kind": metric}})
+    with pytest.raises(BadClaim, match=f"{metric} falls where the behaviour grows"):
+        toy_claim(prediction, behavior=behavior)
+
+
+def test_a_metric_that_grows_with_the_behaviour_is_not_refused_nor_is_sparing_by_rank():
+    toy_claim(behavior=ToyBehavior(settings={"metric": {"kind": "accuracy"}}))
+    toy_claim(lowers(1.0), spares(ToyBehavior("other", settings={"metric": {"kind": "rank"}}), 0.2))
 
 
 def test_what_happens_to_the_objects_later_does_not_change_the_claim():

@@ -167,6 +167,15 @@ def test_text_comes_back_as_text() -> None:
     assert model.generate("cat", max_new_tokens=0) == "cat"
 
 
+def test_one_chat_comes_back_as_one_text_and_several_as_several() -> None:
+    model = words_model()
+    chat = [{"role": "user", "content": "cat sees"}]
+    one = model.generate(chat, max_new_tokens=2)
+    assert isinstance(one, str) and one.startswith("user:cat sees")
+    assert model.generate([chat], max_new_tokens=2) == [one]
+    assert len(model.generate([chat, chat], max_new_tokens=2)) == 2
+
+
 def test_what_does_not_fit_is_refused_before_a_token_is_made() -> None:
     model, called = model_of(), []
     handle = model.hf.register_forward_pre_hook(lambda *_: called.append(1))

@@ -98,6 +98,18 @@ def test_bos_is_forced_and_never_doubled_and_the_record_says_which(
     assert batch.bos == record
 
 
+@pytest.mark.parametrize("bos", [True, False])
+def test_whatever_reads_text_reads_it_with_or_without_bos_as_told(bos: bool) -> None:
+    model = words_model(adds_bos=not bos)
+    batch = model.tokens("cat sees", bos=bos)
+    logits, cache = model.run_with_cache("cat sees", bos=bos)
+    assert logits is not None and logits.shape[1] == batch.shape[1] == 2 + bos
+    assert torch.equal(cache["resid_post", 1], model.run_with_cache(batch)[1]["resid_post", 1])
+    told = model.generate("cat sees", bos=bos, max_new_tokens=3, returns="tokens")
+    assert told == model.generate(batch, max_new_tokens=3, returns="tokens")
+    assert model.tokens("cat sees").shape[1] != batch.shape[1], "the tokenizer alone does otherwise"
+
+
 def test_bos_is_not_doubled_when_the_text_begins_with_it() -> None:
     doubled = chat_tokenizer()("<s>cat")["input_ids"]
     assert doubled.count(BOS) == 2, "the tokenizer alone would double it"

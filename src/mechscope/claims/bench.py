@@ -18,7 +18,7 @@ from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.circuits.statistics.checks import CheckSettings, check_circuit
 from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.claims.circuit_claims import measure_circuits, refuse_unless_of_parts
-from mechscope.claims.control_families import draw_family, families_for, refuse_outside
+from mechscope.claims.control_families import best_family, draw_family, families_for, refuse_outside
 from mechscope.claims.evidence import HeldOut
 from mechscope.claims.mechanisms import Components, Direction, MeasurableMechanism, ModelSize
 from mechscope.claims.neurons import Neurons
@@ -241,6 +241,10 @@ class EngineBench:
     def families_for(self, mechanism: Any) -> Sequence[str]:
         """All families that `draw_controls` can draw for this mechanism."""
         return families_for(mechanism)
+
+    def best_family(self, mechanism: Any) -> str:
+        """The strictest of them that can gate."""
+        return best_family(self._model, mechanism)
 
     def _writers(
         self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, split: PairedSplit

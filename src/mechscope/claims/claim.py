@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from mechscope.claims.controls import RIVALS, SAME_LAYERS
+from mechscope.claims.controls import RIVALS, STRICTEST
 from mechscope.claims.predictions import Behavior, Prediction, RecordedBehavior, recorded
 from mechscope.records.canonical import canonical_json, hash_json, to_plain
 from mechscope.records.files import open_json, save_json
@@ -66,7 +66,8 @@ class Claim:
         behavior: Whose held-out prompts decide: a name and a data recipe.
         mechanism: What is ablated, restored or steered.
         predictions: From `lowers`, `recovers`, `raises`, `spares`; at least one that is not sparing.
-        controls: Name of the confirmatory control family, see `FAMILIES`; its p decides, others are shown.
+        controls: Name of the confirmatory control family, see `FAMILIES`; its p decides, others are shown. By
+            default the strictest that can gate in the model that it is tested on.
         seed: Of resamples and controls.
         software: Versions; this process's unless the claim comes from a file.
 
@@ -79,7 +80,7 @@ class Claim:
     behavior: Behavior
     mechanism: NamedMechanism
     predictions: Sequence[Prediction]
-    controls: str = SAME_LAYERS
+    controls: str = STRICTEST
     seed: int = 0
     software: Mapping[str, str | None] = field(default_factory=lambda: SoftwareVersions.here().model_dump())
     canonical: str = field(init=False, repr=False)
@@ -303,4 +304,17 @@ def _problems(claim: Claim) -> list[str]:
         own = recorded(claim.behavior)
         if any(prediction.behavior == own for prediction in claim.predictions):
             problems.append("it spares its own behaviour, which says nothing about another one")
+        problems += _wrong_way_round(own)
     return problems
+
+
+def _wrong_way_round(behavior: RecordedBehavior) -> list[str]:
+    from mechscope.interventions.metrics import SMALLER_IS_MORE  # torch, which a claim needs no sooner
+
+    metric = behavior.recipe().get("metric", {}).get("kind", "")
+    if metric not in SMALLER_IS_MORE:
+        return []
+    return [
+        f"{metric} falls where the behaviour grows, so that a loss would be read as a gain: take another metric, "
+        'as behavior.metric_as("logit_difference")'
+    ]

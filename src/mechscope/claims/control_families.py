@@ -3,7 +3,7 @@
     other components, same layers   as many heads (or neurons) in each layer, as many MLPs, none of the mechanism's
     other components, any layer     as many in all, none of the mechanism's
     random subspaces                at the mechanism's sites, of its dimension, capturing as much variance
-    covariance-matched directions   at a direction's site, spread as the activations are, of its norm
+    covariance-matched directions   at a direction's site, spread as ordinary tokens are there, of its norm
     label-shuffled re-estimates     a direction estimated again from labels in another order, of its norm
     the mechanism's own rivals      of a kind that this project does not know, as `RivalledMechanism` says
     random circuits                 connected, of a circuit's size, none of its edges; of latents or experts as many
@@ -47,14 +47,15 @@ from mechscope.claims.mechanisms import (
     values_at,
 )
 from mechscope.claims.neurons import Neurons
-from mechscope.claims.part_claims import Parts
+from mechscope.claims.part_claims import Parts, family_for_parts
 from mechscope.claims.rule import FEWEST_THAT_GATE
 from mechscope.claims.subspaces import matched_directions, random_subspaces
 from mechscope.claims.testing import DrawnControls
 from mechscope.interventions.intervention import Value
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
-from mechscope.vocabulary.errors import BadClaim, ShapeError
+from mechscope.models.ordinary_tokens import ordinary_tokens
+from mechscope.vocabulary.errors import BadClaim, NotEnoughEvidence, ShapeError
 
 
 def draw_family(
@@ -115,13 +116,7 @@ def draw_family(
         found = list(mechanism.rivals(n_draws=n_draws, seed=seed))
         n_members = float("inf") if len(found) >= n_draws else len(found)
         return DrawnControls(found, n_members, tuple(rival.name for rival in found))
-    raise BadClaim(
-        f'no controls "{family}" for this mechanism',
-        got=f"{type(mechanism).__name__}: {mechanism.name}",
-        because="each kind of mechanism has its own families; only a direction that says how it was estimated can "
-        "be estimated again",
-        instead=", ".join(families_for(mechanism)) or ", ".join(FAMILIES),
-    )
+    raise _no_family(family, mechanism)
 
 
 def families_for(mechanism: Any) -> tuple[str, ...]:
@@ -141,12 +136,19 @@ def families_for(mechanism: Any) -> tuple[str, ...]:
             return (OWN,) if isinstance(mechanism, RivalledMechanism) else ()
 
 
-def best_family(model: Model, mechanism: Components | Neurons | Direction | Circuit) -> str:
-    """The family that a claim about this mechanism should name: the strictest that can gate."""
-    if isinstance(mechanism, Circuit):
-        return RIVALS
-    if isinstance(mechanism, Direction):
-        return DIRECTIONS
+def best_family(model: Model, mechanism: Any) -> str:
+    """The family that a claim about this mechanism should name: the strictest that can gate.
+
+    Raises:
+        BadClaim: a mechanism that no family is known for.
+    """
+    if isinstance(mechanism, Parts):
+        return family_for_parts(mechanism)
+    if not isinstance(mechanism, Components | Neurons):
+        known = families_for(mechanism)
+        if not known:
+            raise _no_family("", mechanism)
+        return known[0]
     selection, universe = selection_of(mechanism), universe_of(model, mechanism)
     for family in (SAME_LAYERS, ANY_LAYER):
         n_members = n_selections(selection, universe, anywhere=family == ANY_LAYER)
@@ -181,6 +183,16 @@ def universe_of(model: Model, mechanism: Components | Neurons) -> Mapping[Hashab
         layer: range(model.n_heads) for layer in range(model.n_layers)
     }
     return groups | ({"mlp": range(model.n_layers)} if mechanism.mlps else {})
+
+
+def _no_family(family: str, mechanism: Any) -> BadClaim:
+    return BadClaim(
+        f'no controls "{family}" for this mechanism',
+        got=f"{type(mechanism).__name__}: {mechanism.name}",
+        because="each kind of mechanism has its own families; only a direction that says how it was estimated can "
+        "be estimated again",
+        instead=", ".join(families_for(mechanism)) or ", ".join(FAMILIES),
+    )
 
 
 def _from_selections(drawn: Family, *, of: type[Components] | type[Neurons]) -> DrawnControls:
@@ -258,7 +270,22 @@ def _covariance_for(mechanism: Direction, model: Model, reference: TokenBatch) -
 
 
 def covariance_at(model: Model, site: str, prompts: TokenBatch) -> np.ndarray:
-    """Covariance of all that a position carries at a site, over the prompts' real tokens, [d, d]."""
+    """Covariance of all that a position carries at a site, over the prompts' ordinary tokens, [d, d].
+
+    The first token of each prompt is left out with [BOS]: what models park there would fill the covariance, and every
+    control would be the same direction.
+
+    Raises:
+        NotEnoughEvidence: there are fewer than two such tokens.
+    """
+    ordinary = ordinary_tokens(model, prompts, with_first=False)
+    if int(ordinary.sum()) < 2:
+        raise NotEnoughEvidence(
+            "controls can't be matched to prompts without ordinary tokens",
+            got=f"{len(prompts)} prompts with {int(ordinary.sum())} tokens besides special and first ones",
+            because="a direction is matched to how the activations of text are spread",
+            instead="longer prompts, or another family of controls",
+        )
     value = model.run(prompts, capture=[site], stop_after=site).cache[site]
-    tokens = value[prompts.mask.bool().to(value.device)].flatten(1).double().cpu().numpy()
+    tokens = value[ordinary.to(value.device)].flatten(1).double().cpu().numpy()
     return np.cov(tokens, rowvar=False)

@@ -27,6 +27,9 @@ OWN = "the mechanism's own rivals"
 FAMILIES = (SAME_LAYERS, ANY_LAYER, SUBSPACES, DIRECTIONS, SHUFFLED, RIVALS, OWN)
 """The families as claims name them."""
 
+STRICTEST = "the strictest that can gate"
+"""A claim that names no family: which one this is follows from the mechanism and the size of the model alone."""
+
 ENUMERATE_UP_TO = 1_000
 Selection = dict[Hashable, tuple[Hashable, ...]]
 """Members per group: heads per layer, edges per pair of layers, neurons per layer."""

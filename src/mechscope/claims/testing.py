@@ -20,6 +20,7 @@ from mechscope.claims import ledger as ledgers
 from mechscope.claims import rule
 from mechscope.claims.claim import Claim
 from mechscope.claims.claim_file import ClaimRecord, dressed, refuse_unless_consistent
+from mechscope.claims.controls import STRICTEST
 from mechscope.claims.evidence import Controls, Evidence, HeldOut
 from mechscope.claims.judge import judge
 from mechscope.claims.ledger import Ledger
@@ -91,6 +92,10 @@ class Bench(Protocol):
         """All families that this mechanism can be held against."""
         ...
 
+    def best_family(self, mechanism: Any) -> str:
+        """The strictest of them that can gate: what a claim means that names none."""
+        ...
+
 
 @runtime_checkable
 class CheckingBench(Protocol):
@@ -109,11 +114,13 @@ class Ready:
 
     Args:
         mechanism: The claim's own.
-        drawn: Controls by family: the one that the claim names, and others that are shown.
+        drawn: Controls by family: the one that decides, and others that are shown.
+        family: The one that decides.
     """
 
     mechanism: Any
     drawn: dict[str, DrawnControls]
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -265,9 +272,8 @@ def test_opened(
             claim,
             prediction,
             bench,
-            mechanism=ready.mechanism,
+            ready,
             splits=opened.splits,
-            drawn=ready.drawn,
         )
         for prediction in claim.predictions
     )
@@ -295,9 +301,10 @@ def _make_ready(claim: Claim, bench: Bench, mechanism: Any) -> Ready:
     bench.check(mechanism, claim.predictions)
     if not any(prediction.kind in CONTROLLED for prediction in claim.predictions):
         return Ready(mechanism, {})
+    named = bench.best_family(mechanism) if claim.controls == STRICTEST else claim.controls
     drawn: dict[str, DrawnControls] = {}
-    for family in dict.fromkeys([claim.controls, *bench.families_for(mechanism)]):
-        is_named = family == claim.controls
+    for family in dict.fromkeys([named, *bench.families_for(mechanism)]):
+        is_named = family == named
         n_draws = rule.required_draws(len(claim.predictions)) if is_named else N_SHOWN
         try:
             members = bench.draw_controls(
@@ -308,7 +315,7 @@ def _make_ready(claim: Claim, bench: Bench, mechanism: Any) -> Ready:
                 raise
             continue
         drawn[family] = members if is_named else _some(members, family, claim.seed)
-    return Ready(mechanism, drawn)
+    return Ready(mechanism, drawn, named)
 
 
 def _some(members: DrawnControls, family: str, seed: int) -> DrawnControls:
@@ -346,14 +353,13 @@ def _measure(
     claim: Claim,
     prediction: Prediction,
     bench: Bench,
+    ready: Ready,
     *,
-    mechanism: Any,
     splits: dict[RecordedBehavior, HeldOut],
-    drawn: dict[str, DrawnControls],
 ) -> Evidence:
     behavior = prediction.behavior or claim.behavior
     held_out = splits[recorded(behavior)]
-    after = bench.measure([mechanism], prediction, behavior, held_out)[0]
+    after = bench.measure([ready.mechanism], prediction, behavior, held_out)[0]
     if prediction.kind not in CONTROLLED:
         return Evidence(prediction, after, held_out)
     found = {
@@ -363,8 +369,10 @@ def _measure(
             n_members=members.n_members,
             names=members.names,
         )
-        for family, members in ((name, _enough(found, claim, held_out)) for name, found in drawn.items())
+        for family, members in (
+            (name, _enough(found, claim, held_out)) for name, found in ready.drawn.items()
+        )
         if members.mechanisms
     }
-    named = found.pop(claim.controls, None)
+    named = found.pop(ready.family, None)
     return Evidence(prediction, after, held_out, named, tuple(found.values()))

@@ -32,7 +32,7 @@ class Ablation(Intervention):
 
     Args:
         how: The convention.
-        by_position: Mean over the reference set at each position, instead of over all real tokens.
+        by_position: Mean over the reference set at each position, instead of over all real tokens, [BOS] included.
         seed: Which reference rows a resample takes.
         reference: Prompts, as text or tuples of ids; empty for zero.
         donor: The values, once resolved.

@@ -40,6 +40,7 @@ class Metric:
 
     kind: ClassVar[str] = ""
     unit: ClassVar[str] = ""
+    larger_is_more: ClassVar[bool] = True
     position: int = -1
 
     @property
@@ -166,6 +167,7 @@ class Rank(_OfAnswers):
 
     kind: ClassVar[str] = "rank"
     unit: ClassVar[str] = "rank"
+    larger_is_more: ClassVar[bool] = False
 
     def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
         answers, has_answer, _, _ = self._sets_for(logits)
@@ -211,6 +213,7 @@ class KL(Metric):
 
     kind: ClassVar[str] = "kl"
     unit: ClassVar[str] = "nats"
+    larger_is_more: ClassVar[bool] = False
     reference: Value
 
     @property
@@ -262,6 +265,9 @@ METRICS: dict[str, type[_OfAnswers]] = {
     cls.kind: cls for cls in (LogitDifference, LogProbability, ProbabilityDifference, Rank, Accuracy)
 }
 """Metrics of answers and foils, by name."""
+
+SMALLER_IS_MORE = tuple(cls.kind for cls in (*METRICS.values(), KL) if not cls.larger_is_more)
+"""Metrics that fall where the behaviour grows."""
 
 
 def metric_from_json(saved: dict[str, Any], tensors: Mapping[str, Tensor] = MappingProxyType({})) -> Metric:

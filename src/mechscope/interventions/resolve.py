@@ -58,7 +58,7 @@ def sites_of(model: Model, write: Write) -> list[Site]:
 
 
 def mean_over_tokens(value: Tensor, site: Site, batch: TokenBatch) -> Tensor:
-    """Mean of a site's values over all real tokens, [*site].
+    """Mean of a site's values over all real tokens, [*site]: special ones such as [BOS] are among them.
 
     Raises:
         InterventionMismatch: attention maps, whose rows have different keys, and choices, which are not numbers.

@@ -1,7 +1,7 @@
 """Calibration: the reference norm of each site, the unit in which doses are given.
 
-A dose of 1 adds a vector as long as the site's typical activation: the median norm over non-special positions
-of a fixed text. Measured once per point, kept in the model's record.
+A dose of 1 adds a vector as long as the site's typical activation: the median norm over ordinary tokens of a fixed
+text. Measured once per point, kept in the model's record.
 """
 
 import sys
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mechscope.models.inputs import TokenBatch, batch_of
+from mechscope.models.ordinary_tokens import ordinary_tokens
 from mechscope.vocabulary.errors import InterventionMismatch
 from mechscope.vocabulary.sites import Site
 
@@ -53,7 +54,7 @@ def measure_norms(model: "mechscope.models.model.Model", site: Site) -> dict[str
     sites = [s for s in model.binding.formed if s.point == site.point]
     stop = sites[-1] if sites[-1].point != "logits" else None
     cache = model.run(batch, capture=sites, stop_after=stop).cache
-    usual = batch.mask.bool() & ~_is_special(model, batch)
+    usual = ordinary_tokens(model, batch)
     norms: dict[str, float] = {}
     for found in sites:
         value = cache[found].to(torch.promote_types(cache[found].dtype, torch.float32))
@@ -72,8 +73,3 @@ def calibration_batch(model: "mechscope.models.model.Model") -> TokenBatch:
     generator = torch.Generator().manual_seed(0)
     n_tokens = min(_N_TOKENS, model.n_context)
     return model.tokens(torch.randint(0, model.d_vocab, (_N_RANDOM, n_tokens), generator=generator))
-
-
-def _is_special(model: "mechscope.models.model.Model", batch: TokenBatch) -> torch.Tensor:
-    special = [] if model.tokenizer is None else model.tokenizer.all_special_ids
-    return torch.isin(batch.ids, torch.tensor(special, dtype=torch.long))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from mechscope.models.frame import Frame
-from mechscope.models.inputs import Inputs, TokenBatch
+from mechscope.models.inputs import Inputs, TokenBatch, is_one_text
 from mechscope.models.limits import refuse_own_predictions
 from mechscope.models.preparing import prepare_writes, refuse_unless_it_fits
 from mechscope.models.running import call_model
@@ -58,12 +58,17 @@ class Sampling:
 
 
 def generate(
-    model: "mechscope.models.model.Model", inputs: Inputs, interventions: Sequence[Write], settings: Sampling
+    model: "mechscope.models.model.Model",
+    inputs: Inputs,
+    interventions: Sequence[Write],
+    settings: Sampling,
+    *,
+    bos: bool | None = None,
 ) -> Any:
     """Continue prompts.
 
     Returns:
-        Text (or a list of texts for several prompts), or the new token ids of each row.
+        Text for a text or a chat (a list of texts for several prompts), or the new token ids of each row.
 
     Raises:
         PromptTooLong: prompt and continuation exceed the context.
@@ -77,13 +82,13 @@ def generate(
         instead="model.top(prompt) with a mask token in the prompt, or a causal model",
     )
     _refuse_settings(settings)
-    batch = model.tokens(inputs)
+    batch = model.tokens(inputs, bos=bos)
     _refuse_overflow(model, batch, settings.max_new_tokens)
     rows = _new_tokens(model, batch, interventions, settings)
     if settings.returns == "tokens" or model.tokenizer is None:
         return rows
     texts = [_text(model, batch.row(i) + row) for i, row in enumerate(rows)]
-    return texts[0] if isinstance(inputs, str) else texts
+    return texts[0] if is_one_text(inputs) else texts
 
 
 def _new_tokens(

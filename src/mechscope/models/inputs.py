@@ -305,6 +305,11 @@ def _rows_of_tensor(ids: Tensor) -> list[list[int]]:
     return (ids[None] if ids.ndim == 1 else ids).tolist()
 
 
+def is_one_text(inputs: Inputs) -> bool:
+    """True for what is answered by one text and not by a list of them: a text, or one chat."""
+    return isinstance(inputs, str) or _is_chat(inputs)
+
+
 def _is_chat(item: Any) -> bool:
     return isinstance(item, list | tuple) and bool(item) and all(isinstance(turn, Mapping) for turn in item)
 

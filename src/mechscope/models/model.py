@@ -132,7 +132,12 @@ class Model:
         )
 
     def tokens(self, inputs: Inputs, *, bos: bool | None = None) -> TokenBatch:
-        """Prompts as one left-padded batch; see `models.inputs`."""
+        """Prompts as one left-padded batch; see `models.inputs`.
+
+        Args:
+            inputs: Text, ids, tensors, chat messages, or a batch.
+            bos: True and False force the beginning-of-sequence token; None leaves it to the tokenizer.
+        """
         return self.reader.batch(inputs, bos=bos)
 
     def str_tokens(self, inputs: Inputs, *, bos: bool | None = None) -> list[str] | list[list[str]]:
@@ -163,7 +168,7 @@ class Model:
         """Run prompts once, under interventions, keeping what is asked for.
 
         Args:
-            inputs: Text, ids, tensors, chat messages, or a `TokenBatch`.
+            inputs: Text, ids, tensors, chat messages, or a `TokenBatch`, as `model.tokens(text, bos=False)` makes it.
             interventions: Applied in the order given where they meet.
             capture: Sites and patterns. A pattern means what is formed up to `stop_after`.
             stop_after: Last site to compute; logits are then None.
@@ -213,15 +218,19 @@ class Model:
         interventions: Sequence[Write] = (),
         capture: str | Site | Sequence[str | Site] = "*",
         stop_after: Name | None = None,
+        bos: bool | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"] | None, Cache]:
         """Run prompts and keep every formed point; scores and patterns are formed when you read them.
+
+        `bos` as in `tokens`, the rest as in `run`.
 
         Returns:
             Logits [batch, pos, d_vocab] and the cache.
 
         Cost: one forward pass; tensors are kept by reference.
         """
-        run = self.run(inputs, interventions=interventions, capture=capture, stop_after=stop_after)
+        batch = self.tokens(inputs, bos=bos)
+        run = self.run(batch, interventions=interventions, capture=capture, stop_after=stop_after)
         return run.logits, run.cache
 
     def open_cache(self, path: str | Path) -> Cache:
@@ -289,6 +298,7 @@ class Model:
         interventions: Sequence[Write] = (),
         splice: Sequence[Any] = (),
         seed: int = 0,
+        bos: bool | None = None,
         **options: Any,
     ) -> Any:
         """Continue prompts under interventions; see `models.generation.generate`.
@@ -299,11 +309,12 @@ class Model:
             interventions: As in `run`, at every step.
             splice: As in `run`, at every step.
             seed: Of sampling.
+            bos: As in `tokens`.
             options: More of `models.generation.Sampling`: temperature, top_p, returns, ...
         """
         settings = generation.Sampling(max_new_tokens=max_new_tokens, seed=seed, **options)
         spliced = [write for link in links_of(self, splice) for write in writes_of(link)]
-        return generation.generate(self, inputs, [*spliced, *interventions], settings)
+        return generation.generate(self, inputs, [*spliced, *interventions], settings, bos=bos)
 
     @contextmanager
     def intervening(

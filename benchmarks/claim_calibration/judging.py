@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.claim_calibration.measuring import LOWERS, Prompts
+from benchmarks.claim_calibration.measuring import DOSE, LOWERS, RAISES, Prompts
 from mechscope.claims.evidence import Controls, Evidence, HeldOut
 from mechscope.claims.judge import judge
-from mechscope.claims.predictions import Prediction, lowers, recovers
+from mechscope.claims.predictions import Prediction, lowers, raises, recovers
 from mechscope.claims.verdict import Verdict
 from mechscope.data.intervals import Resamples, mean_bootstrap, ratio_bootstrap
 from mechscope.data.units import units_of
@@ -35,7 +35,7 @@ class Measured:
     """One prediction of a mechanism, measured on some prompts.
 
     Args:
-        kind: "lowers" or "recovers".
+        kind: "lowers", "recovers" or "raises".
         after: The metric per prompt.
         controls: The same by each control; None if there are none.
         n_members: Members of the control family.
@@ -88,6 +88,8 @@ def predicted_size(
 
 def prediction_of(kind: str, size: float, unit: str = "gap") -> Prediction:
     """A prediction of a kind and size."""
+    if kind == RAISES:
+        return raises(size, dose=DOSE, unit=unit)
     return lowers(size, unit=unit, how="mean") if kind == LOWERS else recovers(size)
 
 

@@ -22,7 +22,10 @@ from mechscope.records.files import open_tensors, save_tensors
 Head = tuple[int, int]
 HeadSet = tuple[Head, ...]
 
-LOWERS, RECOVERS = "lowers", "recovers"
+LOWERS, RECOVERS, RAISES = "lowers", "recovers", "raises"
+
+DOSE = 0.2
+"""Of steering, in reference norms: small, so that about half of all directions raise the metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +187,10 @@ def bench_for(model: Any, split: str, most: int = 0) -> Any:
 
 def probe_of(kind: str) -> Any:
     """The prediction whose intervention is measured; its size plays no part."""
-    from mechscope.claims.predictions import lowers, recovers
+    from mechscope.claims.predictions import lowers, raises, recovers
 
+    if kind == RAISES:
+        return raises(1.0, dose=DOSE)
     return lowers(1.0, unit="gap", how="mean") if kind == LOWERS else recovers(1.0)
 
 

@@ -273,6 +273,25 @@ def test_a_schedule_is_the_arithmetic_that_it_says() -> None:
     assert Training(schedule=loose).to_json()["schedule"]["k_start"] == 5
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_k_that_comes_down_is_refused_where_there_is_none(config: str) -> None:
+    loose = {"schedule": Schedule(k_start=3, k_decay=0.8)}
+    if CONFIGS[config].name in ("relu", "p_anneal", "gated", "groupmax"):
+        with pytest.raises(DictionaryError, match="nothing to begin above") as refusal:
+            trainer(CONFIGS[config], **loose)
+        assert CONFIGS[config].name in refusal.value.got and "batch_topk" in refusal.value.instead
+        return
+    found = [
+        Trainer(blocks(), [Job(config=CONFIGS[config], reads=(HERE,))], training=training(**more))
+        for more in ({}, loose)
+    ]
+    for one in found:
+        one._calibrate()
+    batch = next(iter(found[0].stream.batches(0, 1)))
+    losses = [float(one._step(batch)[0].loss.detach()) for one in found]
+    assert losses[0] != losses[1] or CONFIGS[config].name == "jumprelu"
+
+
 def test_several_dictionaries_from_one_stream_are_those_trained_alone() -> None:
     jobs = [
         Job(config=TopK(width=F, k=4), **KINDS["sae"]),

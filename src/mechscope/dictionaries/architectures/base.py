@@ -28,6 +28,7 @@ class View:
         pressure: Factor of the sparsity penalty, 0 to 1 while it warms up.
         looseness: Factor of k (or of the L0 aimed at), above 1 while it comes down.
         done: Fraction of training done, 0 to 1.
+        widths: Numbers of each site that a crosscoder writes; empty where a row is one vector.
     """
 
     encoder: Encoder
@@ -37,6 +38,7 @@ class View:
     pressure: float
     done: float
     looseness: float = 1.0
+    widths: tuple[int, ...] = ()
 
     def loosened(self, k: float) -> int:
         """k at this moment of training, at most the number of latents."""
@@ -73,6 +75,8 @@ class Architecture:
     decoder_norm: ClassVar[str] = "free"
     has_encoder_bias: ClassVar[bool] = True
     ties_encoder: ClassVar[bool] = False
+    has_aim: ClassVar[bool] = False
+    """Whether it has a k, or an L0 that it aims at, which a schedule can begin above its value."""
 
     width: int
 
@@ -101,8 +105,10 @@ class Architecture:
         """What is written, in nested parts: the reconstruction after each part is held to the target."""
         return [fired.active.decode(fired.values, view.decoder)]
 
-    def finished(self, tensors: dict[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The per-latent tensors that are kept, from the trained ones."""
+    def finished(
+        self, tensors: dict[str, Tensor], buffers: Mapping[str, Tensor], sizes: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The per-latent tensors that are kept, from the trained ones; `sizes` as `sizes_by_site` gives them."""
         return tensors
 
     def after_step(self, tensors: Mapping[str, Tensor]) -> None:
@@ -183,8 +189,23 @@ def architecture_from_json(saved: Mapping[str, Any]) -> Architecture:
 
 
 def decoder_norms(view: View) -> Tensor:
-    """Norm of each decoder row, [latent]."""
-    return torch.linalg.vector_norm(view.decoder, dim=1)
+    """What a unit of each latent's code is priced at, [latent]: the norm of its decoder row.
+
+    Of a crosscoder, the sum of the norms at each site (Lindsey et al. 2024): it is dearer to write a little at every
+    site than all at one, which lets latents be of one layer or model alone. The row of a cross-layer transcoder
+    counts as one vector (Ameisen et al. 2025).
+    """
+    sizes = sizes_by_site(view.decoder, view.widths)
+    return torch.linalg.vector_norm(view.decoder, dim=1) if sizes is None else sizes
+
+
+def sizes_by_site(decoder: Tensor, widths: tuple[int, ...]) -> Tensor | None:
+    """Norms of each row's parts, one a site, summed, [latent]; None where a row is one vector."""
+    if not widths:
+        return None
+    return torch.stack([torch.linalg.vector_norm(part, dim=1) for part in decoder.split(widths, dim=1)]).sum(
+        0
+    )
 
 
 def per_row(view: View, fired: Active, values: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class JumpReLU(Architecture):
     """
 
     decoder_norm = "unit"
+    has_aim = True
 
     l0: float = 32.0
     sparsity: Literal["quadratic", "step", "tanh"] = "quadratic"

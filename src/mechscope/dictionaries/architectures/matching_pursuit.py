@@ -23,6 +23,7 @@ class MatchingPursuit(Architecture):
     decoder_norm: ClassVar[str] = "unit"
     has_encoder_bias: ClassVar[bool] = False
     ties_encoder: ClassVar[bool] = True
+    has_aim: ClassVar[bool] = True
 
     k: int
 

@@ -16,6 +16,8 @@ class TopK(Architecture):
         k: Active latents per token.
     """
 
+    has_aim = True
+
     k: int
 
     def gate(self) -> Gate:

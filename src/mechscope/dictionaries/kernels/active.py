@@ -110,18 +110,31 @@ class Encoder:
             latents, known = self._largest(k)
         return self.at(self._rectangle(latents), known)
 
-    def top_of_batch(self, n: int) -> Active:
-        """The n largest entries of the whole batch, and perhaps a few that are as large; zeros of none."""
+    def top_of_batch(self, n: int, sizes: Tensor | None = None) -> Active:
+        """The n largest entries of the whole batch, and perhaps a few that are as large; zeros of none.
+
+        Args:
+            n: Entries.
+            sizes: Entries are ranked by pre-activation x these, [latent]; None: by pre-activation.
+        """
+        ranking = self if sizes is None else self._scaled(sizes)
         with torch.no_grad():
             if not self.is_sparse:
-                pre = self.everything().pre
+                pre = ranking.everything().pre
                 floor = pre.reshape(-1).topk(n, sorted=True).values[-1]
                 rows, latents = (pre >= floor).nonzero(as_tuple=True)
                 pattern = Pattern.of_entries(rows, latents, self.n_rows, self.n_latents)
                 exact = None
             else:
-                pattern, exact = self._largest_of_batch(n)
-        return self.at(pattern, exact)
+                pattern, exact = ranking._largest_of_batch(n)
+        return self.at(pattern, exact if sizes is None else None)
+
+    def _scaled(self, sizes: Tensor) -> "Encoder":
+        """The encoder whose pre-activations are these ones x `sizes`, without gradients."""
+        weight = self.weight.detach() * sizes[:, None]
+        bias = None if self.bias is None else self.bias.detach() * sizes
+        shift = None if self.shift is None else self.shift.detach()
+        return replace(self, weight=weight, bias=bias, shift=shift, _product=None)
 
     def _largest(self, k: int) -> tuple[Tensor, Tensor]:
         product = self.product()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mechscope.dictionaries.architectures.base import View
+from mechscope.dictionaries.architectures.base import View, sizes_by_site
 from mechscope.dictionaries.blocks import Block, Weights, shapes_of
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.kernels.active import Encoder, wants_bfloat16
@@ -138,9 +138,17 @@ class Learner:
                     pressure=self.training.schedule.pressure(moment.step, moment.n_steps),
                     looseness=self.training.schedule.looseness(moment.step, moment.n_steps),
                     done=moment.done,
+                    widths=self.widths,
                 )
             )
         return views
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of each site that a crosscoder writes; empty where a row is one vector."""
+        writes = self.settings.writes
+        is_one = len(writes) == 1 or self.settings.is_cross_layer
+        return () if is_one else tuple(port.width for port in writes)
 
     def keep_buffers(self, view: View, index: int) -> None:
         """Take over running numbers that an architecture changed."""
@@ -178,7 +186,8 @@ class Learner:
             else:
                 tensors["W_dec"] = decoder
             buffers = _of_block(self.state, f".{block.index}")
-            for name, value in config.finished(trained, buffers).items():
+            sizes = sizes_by_site(decoder, self.widths)
+            for name, value in config.finished(trained, buffers, sizes).items():
                 own.setdefault(name, []).append(value)
         tensors |= {
             k: torch.stack(v) if k == "W_enc" and len(v) > 1 else torch.cat(v, -1) for k, v in own.items()

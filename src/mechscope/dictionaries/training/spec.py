@@ -21,7 +21,8 @@ class Schedule:
         falls: How the rate falls: on a line, or on half a cosine.
         lowest: Factor of the rate to which it falls, 0 to 1.
         cycles: Times that it falls, from the highest rate each time (warm restarts).
-        k_start: k, and the L0 that a JumpReLU aims at, begin at so many times their value.
+        k_start: k, and the L0 that a JumpReLU aims at, begin at so many times their value; refused for architectures
+            that have neither.
         k_decay: Over this fraction of the run they come down to it, linearly.
 
     Raises:

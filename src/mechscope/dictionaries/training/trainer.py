@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mechscope.dictionaries.architectures.base import ARCHITECTURES
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.settings import Calibration, Source
 from mechscope.dictionaries.training.checkpoint import open_checkpoint, save_checkpoint
@@ -72,7 +73,8 @@ class Trainer:
         device: Where dictionaries are trained.
 
     Raises:
-        DictionaryError: there is no job, or one needs a site that the blocks do not hold, or can't be resampled.
+        DictionaryError: there is no job, or one needs a site that the blocks do not hold, or can't be resampled, or has
+            no k for the schedule to begin above.
     """
 
     def __init__(
@@ -85,21 +87,7 @@ class Trainer:
         reads_ahead: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
-        missing = sorted({str(s) for job in jobs for s in job.sites if s not in blocks.shapes})
-        if not jobs or missing:
-            raise DictionaryError(
-                "There is nothing to train on." if missing else "There is nothing to train.",
-                got=", ".join(missing) or "no jobs",
-                because=f"the activations are those of {', '.join(map(str, blocks.shapes))}",
-                instead="harvest these sites too" if missing else "at least one job",
-            )
-        if training.revival.resample_at and any(job.is_cross_layer for job in jobs):
-            raise DictionaryError(
-                "Dead latents of a cross-layer transcoder are not resampled.",
-                got=f"resample_at={training.revival.resample_at}",
-                because="their errors lie at several sites, and no one input explains them",
-                instead="Revival(aux_k=...), which revives them by the error that is left",
-            )
+        _refuse_unless_trainable(blocks, jobs, training)
         self.jobs, self.training = tuple(jobs), training
         self.source = source or Source()
         self.stream = ActivationStream(
@@ -227,6 +215,33 @@ class Trainer:
         )
         dictionary = learner.dictionary(source)
         return dictionary.with_settings(calibration=measured(dictionary, learner, batch))
+
+
+def _refuse_unless_trainable(blocks: Blocks, jobs: Sequence[Job], training: Training) -> None:
+    missing = sorted({str(s) for job in jobs for s in job.sites if s not in blocks.shapes})
+    if not jobs or missing:
+        raise DictionaryError(
+            "There is nothing to train on." if missing else "There is nothing to train.",
+            got=", ".join(missing) or "no jobs",
+            because=f"the activations are those of {', '.join(map(str, blocks.shapes))}",
+            instead="harvest these sites too" if missing else "at least one job",
+        )
+    if training.revival.resample_at and any(job.is_cross_layer for job in jobs):
+        raise DictionaryError(
+            "Dead latents of a cross-layer transcoder are not resampled.",
+            got=f"resample_at={training.revival.resample_at}",
+            because="their errors lie at several sites, and no one input explains them",
+            instead="Revival(aux_k=...), which revives them by the error that is left",
+        )
+    aimless = sorted({job.config.name for job in jobs if not job.config.has_aim})
+    if training.schedule.k_start > 1 and aimless:
+        aiming = sorted(name for name, one in ARCHITECTURES.items() if one.has_aim)
+        raise DictionaryError(
+            "The schedule's k_start has nothing to begin above.",
+            got=f"k_start={training.schedule.k_start:g} for {', '.join(aimless)}",
+            because="these have no k, or a fixed one, and no L0 that they aim at",
+            instead=f"k_start=1, or one of {', '.join(aiming)}",
+        )
 
 
 def measured(dictionary: Dictionary, learner: Learner, batch: Batch) -> Calibration:

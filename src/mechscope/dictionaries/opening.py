@@ -4,7 +4,7 @@ Formats register here and are asked in order whether they recognise what lies th
 several do, or where a format needs an answer that the files do not give, the question is put to the caller.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,15 @@ class Format:
         recognizes: Whether a folder or file is of this format; reads names and small files only.
         open: The dictionary there. Keyword arguments answer the questions that the files leave open.
         save: Writes a dictionary to a folder; None where nobody needs it written.
-        fetches: Which files of a hub repository are needed, as glob patterns.
+        fetches: Files in folders beneath its own that it needs as well, as glob patterns, for hub repositories. One
+            with a star in it is fetched only where the format is named: others keep other dictionaries there.
     """
 
     name: str
     recognizes: Callable[[Path], bool]
     open: Callable[..., Dictionary]
     save: Callable[[Dictionary, Path], None] | None = None
-    fetches: tuple[str, ...] = ("*.json", "*.safetensors")
+    fetches: tuple[str, ...] = ()
 
 
 FORMATS: dict[str, Format] = {}
@@ -64,11 +65,12 @@ def open_dictionary(path: str | Path, *, format: str | None = None, **answers: A
     Raises:
         BadFile: nothing there, no format recognises it, or several do.
     """
-    place = find_local(path)
     if format is not None:
         if format not in FORMATS:
             raise BadFile(f'"{format}" is no known format.', got=format, instead=", ".join(FORMATS))
-        return FORMATS[format].open(place, **answers)
+        return FORMATS[format].open(find_local(path, FORMATS[format].fetches), **answers)
+    named = [file for one in FORMATS.values() for file in one.fetches if "*" not in file]
+    place = find_local(path, named)
     fitting = [one for one in FORMATS.values() if one.recognizes(place)]
     if len(fitting) != 1:
         found = sorted(item.name for item in place.iterdir())[:12] if place.is_dir() else [place.name]
@@ -83,8 +85,12 @@ def open_dictionary(path: str | Path, *, format: str | None = None, **answers: A
     return fitting[0].open(place, **answers)
 
 
-def find_local(path: str | Path) -> Path:
-    """The folder or file itself; formats of the hub put another way of finding in front of this one.
+def find_local(path: str | Path, beneath: Sequence[str] = ()) -> Path:
+    """The folder or file itself; where there is none, what one of the `FINDERS` finds.
+
+    Args:
+        path: Of a folder or file, or what a finder understands.
+        beneath: Files in folders beneath that are needed as well, as glob patterns.
 
     Raises:
         BadFile: nothing lies there.
@@ -93,7 +99,7 @@ def find_local(path: str | Path) -> Path:
     if place.exists():
         return place
     for find in FINDERS:
-        if (found := find(str(path))) is not None:
+        if (found := find(str(path), beneath)) is not None:
             return found
     raise BadFile(
         f'There is no dictionary at "{path}".',
@@ -103,8 +109,8 @@ def find_local(path: str | Path) -> Path:
     )
 
 
-FINDERS: list[Callable[[str], Path | None]] = []
-"""Ways to find what is not a local path: from its text to a local folder, or None."""
+FINDERS: list[Callable[[str, Sequence[str]], Path | None]] = []
+"""Ways to find what is not a local path: from its text, and patterns of files beneath, to a local folder, or None."""
 
 register_format(
     Format(

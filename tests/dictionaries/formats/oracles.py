@@ -322,6 +322,12 @@ def gemma_scope_embedding(folder: Path, x: Tensor) -> Given:
     return f, y * D**0.5
 
 
+def gemma_scope_2_res(folder: Path, x: Tensor) -> Given:
+    w = load_file(folder / "params.safetensors")
+    f = jump(x @ w["w_enc"] + w["b_enc"], w["threshold"])
+    return f, f @ w["w_dec"] + w["b_dec"]
+
+
 def gemma_scope_2_transcoder(folder: Path, x: Tensor) -> Given:
     w = load_file(folder / "params.safetensors")
     f = jump(x @ w["w_enc"] + w["b_enc"], w["threshold"])
@@ -438,6 +444,9 @@ SAME_RULE = {
     "sae_lens_flat": sae_lens_standard,
     "learning_matryoshka": learning_batchtopk,
     "gemma_scope_transcoder": gemma_scope_res,
+    "gemma_scope_att": gemma_scope_res,
+    "gemma_scope_mlp": gemma_scope_res,
+    "gemma_scope_2_att": gemma_scope_2_res,
     "openai_relu": openai,
     "tracer_cross_layer_relu": tracer_cross_layer,
 }

@@ -20,12 +20,16 @@ INSIDE = {
     "gemma_scope_res": "gemma-scope-2b-pt-res/layer_1/width_16k/average_l0_3",
     "gemma_scope_embedding": "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6",
     "gemma_scope_transcoder": "gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_3",
+    "gemma_scope_att": "gemma-scope-2b-pt-att/layer_1/width_16k/average_l0_3",
+    "gemma_scope_mlp": "gemma-scope-9b-it-mlp/layer_1/width_16k/average_l0_3",
     "openai_topk": "8.pt",
     "openai_relu": "8.pt",
 }
 ANSWERS: dict[str, dict] = {
     "sae_lens_flat_scaled": {"scale": SCALE},
     "sae_lens_hook_z": {"n_heads": 2},
+    "gemma_scope_att": {"n_heads": 2},
+    "gemma_scope_2_att": {"n_heads": 2},
     "sae_lens_centred": {"basis": "centred"},
     "llama_scope_1": {"compares": "pre_times_decoder_norm"},
     "llama_scope_1_transcoder": {"compares": "pre"},
@@ -51,6 +55,7 @@ LAYERED = {
     "clt_training_skip",
     "clt_training_tied",
 }
+HEADED = {"sae_lens_hook_z", "gemma_scope_att", "gemma_scope_2_att"}
 WHERE = {
     "sae_lens_standard": ("resid_post.1", "resid_post.1"),
     "sae_lens_hook_z": ("z.1", "z.1"),
@@ -60,6 +65,10 @@ WHERE = {
     "sparsify_skip_transcoder": ("mlp_in.1", "mlp_raw.1"),
     "gemma_scope_res": ("resid_post.1", "resid_post.1"),
     "gemma_scope_embedding": ("embed", "embed"),
+    "gemma_scope_att": ("z.1", "z.1"),
+    "gemma_scope_mlp": ("mlp_out.1", "mlp_out.1"),
+    "gemma_scope_2_res": ("resid_post.1", "resid_post.1"),
+    "gemma_scope_2_att": ("z.1", "z.1"),
     "gemma_scope_transcoder": ("ln2_normalized.1", "mlp_out.1"),
     "gemma_scope_2_transcoder": ("mlp_in.1", "mlp_out.1"),
     "llama_scope_1": ("resid_post.1", "resid_post.1"),
@@ -82,7 +91,7 @@ def values(name: str) -> torch.Tensor:
 def test_codes_and_reconstruction_equal_the_written_rule(name: str) -> None:
     dictionary, x = opened(name), values(name)
     codes, written = oracle_of(name)(FIXTURES / name, x)
-    if name == "sae_lens_hook_z":
+    if name in HEADED:
         x, written = x.reshape(7, 2, D // 2), written.reshape(7, 2, D // 2)
     torch.testing.assert_close(dictionary.encode(x), codes, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(dictionary(x), written, atol=1e-6, rtol=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dictionaries.formats.oracles import oracle_of
-from dictionaries.formats.test_reading import ANSWERS, LAYERED, opened, values
+from dictionaries.formats.test_reading import ANSWERS, INSIDE, LAYERED, opened, values
 from mechscope import dictionaries
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.settings import Gate, sae_settings
@@ -96,18 +96,28 @@ def test_written_and_read_back_it_is_the_same_function(format: str, name: str, t
     [
         "sae_lens_standard",
         "sae_lens_gated",
+        "sae_lens_topk",
+        "sae_lens_jumprelu",
+        "sae_lens_transcoder",
+        "sae_lens_skip_transcoder",
         "learning_autoencoder",
         "learning_batchtopk",
+        "sparsify_topk",
+        "sparsify_groupmax",
+        "sparsify_skip_transcoder",
+        "tracer_transcoders",
+        "tracer_topk",
         "tracer_cross_layer",
         "crosscoder_batchtopk",
     ],
 )
 def test_the_raw_file_follows_the_foreign_rule(name: str, tmp_path: Path) -> None:
     """The oracle reads what we wrote: a mistake that reader and writer share would show."""
-    by_name = {"sae": "saelens", "lea": "dictionary_learning", "tra": "circuit_tracer"}
+    by_name = {"sae": "saelens", "lea": "dictionary_learning", "tra": "circuit_tracer", "spa": "sparsify"}
     format = (by_name | {"cro": "dictionary_learning_crosscoder"})[name[:3]]
     x = values(name)
-    dictionaries.export(opened(name), tmp_path, format=format)
+    inside = INSIDE.get(name, "")  # sparsify keeps the site in the folder's name
+    dictionaries.export(opened(name), tmp_path / inside, format=format)
     codes, written = oracle_of(name)(tmp_path, x)
     torch.testing.assert_close(opened(name).encode(x), codes, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(opened(name)(x), written, atol=1e-6, rtol=1e-5)

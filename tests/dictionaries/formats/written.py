@@ -274,6 +274,19 @@ def gemma_scope_transcoder(folder: Path) -> None:
     put(inside, "params.npz", plain(4) | {"threshold": positive("threshold", F)})
 
 
+@case
+def gemma_scope_att(folder: Path) -> None:
+    """Of what heads write before they are mixed, heads end to end."""
+    inside = folder / "gemma-scope-2b-pt-att/layer_1/width_16k/average_l0_3"
+    put(inside, "params.npz", plain(seed=1) | {"threshold": positive("threshold", F, seed=1)})
+
+
+@case
+def gemma_scope_mlp(folder: Path) -> None:
+    inside = folder / "gemma-scope-9b-it-mlp/layer_1/width_16k/average_l0_3"
+    put(inside, "params.npz", plain(seed=2) | {"threshold": positive("threshold", F, seed=2)})
+
+
 def lower(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.lower(): one for name, one in tensors.items()}
 
@@ -286,6 +299,26 @@ def gemma_scope_2_transcoder(folder: Path) -> None:
     config = {"architecture": "jump_relu", "model_name": "google/gemma-3-1b-pt", "affine_connection": True}
     config |= {"hf_hook_point_in": module + "pre_feedforward_layernorm.output"}
     put(folder, "config.json", config | {"hf_hook_point_out": module + "post_feedforward_layernorm.output"})
+
+
+def gemma_scope_2(folder: Path, hook: str, seed: int) -> None:
+    put(
+        folder,
+        "params.safetensors",
+        lower(plain(seed=seed)) | {"threshold": positive("threshold", F, seed=seed)},
+    )
+    config = {"architecture": "jump_relu", "model_name": "google/gemma-3-1b-pt"}
+    put(folder, "config.json", config | {"hf_hook_point_in": hook})
+
+
+@case
+def gemma_scope_2_res(folder: Path) -> None:
+    gemma_scope_2(folder, "model.layers.1.output", seed=3)
+
+
+@case
+def gemma_scope_2_att(folder: Path) -> None:
+    gemma_scope_2(folder, "model.layers.1.self_attn.o_proj.input", seed=4)
 
 
 @case

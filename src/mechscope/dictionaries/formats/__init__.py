@@ -26,12 +26,17 @@ Writer = Callable[[Dictionary, Path], None]
 
 
 def _register(
-    name: str, recognizes: Callable[[Path], bool], read: Reader, write: Writer | None = None
+    name: str,
+    recognizes: Callable[[Path], bool],
+    read: Reader,
+    write: Writer | None = None,
+    *,
+    fetches: tuple[str, ...] = (),
 ) -> None:
     def opened(place: Path, **answers: object) -> Dictionary:
         return read(place, answers_of(answers))
 
-    register_format(Format(name=name, recognizes=recognizes, open=opened, save=write))
+    register_format(Format(name=name, recognizes=recognizes, open=opened, save=write, fetches=fetches))
 
 
 def answers_of(given: dict[str, object]) -> Answers:
@@ -81,11 +86,21 @@ _register(
     crosscoders.open_crosscoder,
     crosscoders.write_crosscoder,
 )
-_register("clt_training", clt_training.is_clt_training, clt_training.open_clt_training)
+_register(
+    "clt_training",
+    clt_training.is_clt_training,
+    clt_training.open_clt_training,
+    fetches=(f"*/{sparsify.CONFIG}", f"*/{sparsify.WEIGHTS}"),
+)
 _register("sparsify", sparsify.is_sparsify, sparsify.open_sparsify, sparsify.write_sparsify)
 _register("gemma_scope", gemma_scope.is_gemma_scope, gemma_scope.open_gemma_scope)
 _register("gemma_scope_2", gemma_scope.is_gemma_scope_2, gemma_scope.open_gemma_scope_2)
-_register("llama_scope", llama_scope.is_llama_scope, llama_scope.open_llama_scope)
+_register(
+    "llama_scope",
+    llama_scope.is_llama_scope,
+    llama_scope.open_llama_scope,
+    fetches=(llama_scope.FINAL,),
+)
 _register("openai", openai.is_openai, openai.open_openai)
 _register(
     "circuit_tracer",

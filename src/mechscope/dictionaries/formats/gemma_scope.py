@@ -51,7 +51,7 @@ def open_gemma_scope(path: Path, answers: Answers) -> Dictionary:
     refuse_others(saved, set(_KEYS), file)
     tensors = dict(zip(_KEYS, take(saved, *_KEYS, path=file), strict=True))
     tensors["threshold"] = tensors["threshold"].clamp_min(0)  # the positive part is taken as well
-    text = file.resolve().as_posix()
+    text = file.absolute().as_posix()  # not resolved: the hub's cache holds links to files without names
     repository = _REPOSITORY.search(text)
     read, written = _sites_1(text, repository, answers)
     if read.point == "embed":

@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 import mechscope as ms
+from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.settings import Calibration, Gate
 from mechscope.features.cards import open_card
 from mechscope.features.index import open_index
 from mechscope.features.manifest import refuse_unless_intact
@@ -51,3 +54,11 @@ def test_a_bundled_dictionary_does_what_its_record_says() -> None:
     assert dictionary.settings.source.weights_sha256 == model.fingerprint.weights_sha256
     hits = open_index("village").attached(model).search("It was a day at the harbour. Ann carried a marigold")
     assert hits.hits and "fires" in hits[0].why
+
+
+def test_a_bundled_transcoder_read_as_relu_is_flagged_without_its_record() -> None:
+    dictionary = open_index("village/mlp.2").dictionary()
+    tensors = {name: value for name, value in dictionary.tensors.items() if name != "threshold"}
+    bare = replace(dictionary.settings, gate=Gate(rule="relu"), calibration=Calibration())
+    flags = ms.dictionaries.card(Dictionary(bare, tensors), ms.load("village")).flags
+    assert any("a threshold or a top-k may be missing" in flag for flag in flags), flags

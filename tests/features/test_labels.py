@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.cases import dictionary_of, model_of, texts
+from features.cases import corpus, dictionary_of, model_of, texts
 from mechscope.features import shipped
 from mechscope.features.explaining import Explainer, LanguageModel, TokenStatistics, written
 from mechscope.features.index import FeatureIndex, open_index
 from mechscope.features.labels import Labels
 from mechscope.features.page import Example
 from mechscope.features.scoring import Material, detect, find_intruders, fuzz, label_latent, score_label
+from mechscope.features.shipping import label_busiest
 from mechscope.vocabulary.errors import BadFile, EmptyPrompt, NotEnoughEvidence
 
 
@@ -92,9 +93,33 @@ def test_negatives_are_silent_and_half_of_them_hold_the_latent_s_own_tokens(inde
     negatives = material.negatives(8, 1)
     assert negatives and all(not any(one.values) for one in negatives)
     assert len({one.row for one in negatives[:4]}) == len(negatives[:4])
-    written_from = {one.token for one in material.firing(50, 0)}
-    assert not written_from & {one.token for one in material.firing(50, 1)}
     assert all(one.value > 0 for one in material.firing(50, 1))
+
+
+@pytest.mark.parametrize("latent", [0, 6, 11])
+def test_a_test_sees_no_row_that_a_label_was_written_from(index: FeatureIndex, latent: int) -> None:
+    text = corpus()
+    row_of = np.repeat(np.arange(text.n_rows), text.lengths.numpy())
+    material, rows = Material(index, latent), []
+    for half in (0, 1):
+        shown = [*material.firing(50, half), *material.negatives(50, half)]
+        seen = {int(row_of[one.token]) for one in shown}
+        # The window around a token stays in its row, so that no token is shared either.
+        assert all(
+            {int(row_of[one.token - one.peak + i]) for i in range(len(one.tokens))} <= seen for one in shown
+        )
+        rows.append(seen)
+    assert rows[0] and rows[1] and not rows[0] & rows[1]
+
+
+def test_the_busiest_latents_are_labelled_and_scored(index: FeatureIndex) -> None:
+    label_busiest(index, n=4)
+    busiest = np.argsort(-index.statistics.total, kind="stable")[:4].tolist()
+    assert set(index.labels) <= set(busiest) and len(index.labels) >= 2
+    assert any(index.labels[latent].scores for latent in index.labels)
+    before = index.labels.path.read_bytes()
+    label_busiest(index, n=4)
+    assert index.labels.path.read_bytes() == before
 
 
 class Oracle:

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 from features.cases import corpus, dense_codes, dictionary_of, model_of
 from mechscope.features.index import FeatureIndex
 from mechscope.features.searching import areas_under_curve, peaks, places_of
-from mechscope.vocabulary.errors import BadCommand, DictionaryMismatch, EmptyPrompt
+from mechscope.vocabulary.errors import BadCommand, DictionaryMismatch, EmptyPrompt, PositionOutOfRange
 
 
 def test_what_fires_on_a_prompt_is_what_the_dictionary_says(index: FeatureIndex) -> None:
@@ -41,6 +41,23 @@ def test_the_index_s_own_text_is_searched_without_a_model(index: FeatureIndex) -
     found = alone.search("w3", over=["text"], k=100)
     share = (dense[places_of(alone, "w3")] != 0).mean(0)
     assert all(hit.value == pytest.approx(share[hit.latent]) for hit in found.hits) and found.hits
+
+
+def test_latents_that_are_given_are_reordered_by_a_text(index: FeatureIndex) -> None:
+    index.label(9, "golden bridges")
+    index.label(2, "a Golden gate in the west")
+    found = index.rerank([4, 9, 0, 2, 9], "golden gate", over=["labels"])
+    assert found.latents == [2, 9, 4, 0] and [hit.score > 0 for hit in found.hits] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    everything = index.search("w3 w4", k=index.n_latents, over=["fires"]).latents
+    some = everything[::-2]
+    assert index.rerank(some, "w3 w4", over=["fires"]).latents == [one for one in everything if one in some]
+    with pytest.raises(PositionOutOfRange):
+        index.rerank([index.n_latents], "w3")
 
 
 def test_contrast_ranks_by_the_area_under_the_curve(index: FeatureIndex) -> None:

@@ -4,6 +4,7 @@ Reads what it needs when it is asked: a page touches one or two row groups of ea
 their checksums when they are first read. One process writes into a folder at a time.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -107,7 +108,7 @@ class FeatureIndex:
 
     def page(self, latent: int) -> FeaturePage:
         """Everything about one latent; see `index[latent]`."""
-        latent = self._known(latent)
+        latent = self.known(latent)
         entries = self.entries(latent)
         behavior, together = self._behavior(latent, entries)
         effects = [self._effects(latent, side) for side in ("top", "bottom")]
@@ -134,7 +135,7 @@ class FeatureIndex:
 
     def neighbors(self, latent: int, *, by: By = "decoder", k: int = 10) -> tuple[Related, ...]:
         """The nearest latents: by cosine of decoder rows or encoder columns, or by firing at the same tokens."""
-        latent = self._known(latent)
+        latent = self.known(latent)
         if by == "behavior":
             return self._behavior(latent, self.entries(latent))[0][:k]
         if f"{by}/latents" not in self._relations:
@@ -154,13 +155,19 @@ class FeatureIndex:
 
     def label(self, latent: int, text: str, *, by: str = "hand") -> Label:
         """Say what a latent is taken to mean; kept beside the index."""
-        return self.labels.put(self._known(latent), text, by=by)
+        return self.labels.put(self.known(latent), text, by=by)
 
     def search(self, query: str | list[str], *, k: int = 10, **options: Any) -> "SearchResult":
         """Latents for a text; see `features.searching.search`."""
         from mechscope.features.searching import search
 
         return search(self, query, k=k, **options)
+
+    def rerank(self, latents: Sequence[int], query: str | list[str], **options: Any) -> "SearchResult":
+        """These latents reordered by a text; see `features.searching.rerank`."""
+        from mechscope.features.searching import rerank
+
+        return rerank(self, latents, query, **options)
 
     def contrast(self, these: Any, those: Any, *, k: int = 10, **options: Any) -> "SearchResult":
         """Latents that fire on these prompts and not on those; see `features.searching.contrast`."""
@@ -248,7 +255,7 @@ class FeatureIndex:
 
     def entries(self, latent: int) -> Entries:
         """Every activation of a latent, in the order of the text."""
-        return self.reader.of(self._known(latent))
+        return self.reader.of(self.known(latent))
 
     @cached_property
     def reader(self) -> EntryReader:
@@ -273,7 +280,12 @@ class FeatureIndex:
         refuse_unless_intact(self.folder, self.manifest.relations)
         return open_tensors(self.folder / self.manifest.relations.file)
 
-    def _known(self, latent: int) -> int:
+    def known(self, latent: int) -> int:
+        """The latent's number.
+
+        Raises:
+            PositionOutOfRange: no such latent.
+        """
         if not 0 <= int(latent) < self.n_latents:
             raise PositionOutOfRange(
                 f"There is no latent {latent}.",

@@ -15,7 +15,6 @@ import numpy as np
 from mechscope.features.examples import shower
 from mechscope.features.labels import Label, Score
 from mechscope.features.page import Example
-from mechscope.features.parts import Entries
 from mechscope.records.seeds import generator_for
 from mechscope.vocabulary.errors import NotEnoughEvidence
 
@@ -34,7 +33,8 @@ class Material:
     Args:
         index: Open.
         latent: Which.
-        seed: Of the draws. The texts for labelling and for scoring come from different halves.
+        seed: Of the draws. Texts for labelling come from every second row (half 0), texts for scoring from the others
+            (half 1), so that no test sees a document that a label was written from.
     """
 
     def __init__(self, index: "FeatureIndex", latent: int, *, seed: int = 0) -> None:
@@ -43,21 +43,21 @@ class Material:
         self._show = shower(self.entries, index.tokens, strings=index.strings, before=BEFORE, after=AFTER)
 
     def firing(self, n: int, half: int) -> list[Example]:
-        """Texts where the latent fires: of every second firing, the strongest for labels, any for tests."""
-        found = _half(self.entries, half)
-        if not len(found):
-            return []
+        """Texts where the latent fires: the strongest of its half for labels, any of its half for tests."""
+        mine = self._is_of(self.entries.token, half)
+        tokens, values = self.entries.token[mine], self.entries.value[mine]
         if half == 0:
-            order = np.argsort(-found.value.astype(float), kind="stable")
+            order = np.argsort(-values.astype(float), kind="stable")
         else:
-            order = generator_for(self.seed, "firing", self.latent).permutation(len(found))
-        return self._distinct(found.token[order], n)
+            order = generator_for(self.seed, "firing", self.latent).permutation(len(tokens))
+        return self._distinct(tokens[order], n)
 
     def negatives(self, n: int, half: int) -> list[Example]:
         """Texts where it is silent throughout: half with its own tokens, half where its nearest latents fire."""
         rng = generator_for(self.seed, "negatives", self.latent, half)
-        own, near = self._same_tokens(rng, 8 * n), self._near(rng, 8 * n)
-        anywhere = rng.integers(0, max(1, self.index.tokens.n_tokens), 8 * n)
+        own, near = self._same_tokens(rng, 8 * n, half), self._near(rng, 8 * n, half)
+        anywhere = rng.integers(0, max(1, self.index.tokens.n_tokens), 16 * n)
+        anywhere = anywhere[self._is_of(anywhere, half)]
         hard = self._distinct(own, (n + 1) // 2, silent=True)
         taken = {one.token for one in hard}
         for places in (near, own, anywhere):
@@ -66,7 +66,11 @@ class Material:
             hard, taken = hard + found, taken | {one.token for one in found}
         return hard
 
-    def _same_tokens(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def _is_of(self, tokens: np.ndarray, half: int) -> np.ndarray:
+        """Which tokens stand in a row of a half."""
+        return self.index.tokens.rows_at(tokens) % 2 == half
+
+    def _same_tokens(self, rng: np.random.Generator, n: int, half: int) -> np.ndarray:
         if not len(self.entries):
             return np.zeros(0, np.int64)
         reader = self.index.tokens
@@ -78,13 +82,13 @@ class Material:
             places = np.flatnonzero(np.isin(arrays["ids"], ids) & np.asarray(arrays["counts"]))
             everywhere.append(places + file.first)
         found = np.setdiff1d(np.concatenate(everywhere), self.entries.token)
-        return rng.permutation(found)[:n]
+        return rng.permutation(found[self._is_of(found, half)])[:n]
 
-    def _near(self, rng: np.random.Generator, n: int) -> np.ndarray:
+    def _near(self, rng: np.random.Generator, n: int, half: int) -> np.ndarray:
         found: list[np.ndarray] = []
         for other in self.index.neighbors(self.latent, k=5):
             tokens = np.setdiff1d(self.index.entries(other.latent).token, self.entries.token)
-            found.append(rng.permutation(tokens)[:n])
+            found.append(rng.permutation(tokens[self._is_of(tokens, half)])[:n])
         return rng.permutation(np.concatenate(found)) if found else np.zeros(0, np.int64)
 
     def _distinct(self, tokens: np.ndarray, n: int, *, silent: bool = False) -> list[Example]:
@@ -107,13 +111,16 @@ def label_latent(
     """Let an explainer write a latent's label, and keep it.
 
     Raises:
-        NotEnoughEvidence: the latent never fires.
+        NotEnoughEvidence: the latent fires in none of the texts for labels.
     """
     material = Material(index, latent, seed=seed)
     fires = material.firing(n, 0)
     if not fires:
         raise NotEnoughEvidence(
-            f"Latent {latent} can't be labelled.", got="no firing", because="it is dead on this text"
+            f"Latent {latent} can't be labelled.",
+            got=f"{len(material.entries)} firings",
+            because="it fires in none of the rows that labels are written from, every second one",
+            instead="an index of more text, or a label by hand",
         )
     text = explainer.explain(fires, [_unmarked(one) for one in material.negatives(n, 0)])
     return index.label(latent, text, by=explainer.name)
@@ -129,7 +136,7 @@ def score_label(
         latent: One with a label.
         judge: Who answers.
         n: Questions of each test, at most.
-        seed: Of the texts drawn. They are of other firings than those that the label was written from.
+        seed: Of the texts drawn. They are of other rows than those that the label was written from.
 
     Raises:
         NotEnoughEvidence: no label, or too few firings.
@@ -213,10 +220,6 @@ def _score(test: str, answers: Sequence[float], chance: float, judge: str, seed:
         n_questions=len(found),
         judge=judge,
     )
-
-
-def _half(entries: Entries, half: int) -> Entries:
-    return Entries(*(column[half::2] for column in (entries.latent, entries.token, entries.value)))
 
 
 def _unmarked(one: Example) -> Example:

@@ -123,6 +123,29 @@ def search(
     return SearchResult(" | ".join(queries), tuple(found[:k]))
 
 
+def rerank(
+    index: "FeatureIndex", latents: Sequence[int], query: str | Sequence[str], **options: Any
+) -> SearchResult:
+    """Latents that are given, reordered by a text; those that it does not find come last, in the order given.
+
+    Args:
+        index: Open.
+        latents: Which: what another search, a circuit or a contrast named.
+        query: As in `search`.
+        options: `over` and `rank`, as in `search`.
+
+    Raises:
+        PositionOutOfRange: no such latent.
+    """
+    given = list(dict.fromkeys(index.known(latent) for latent in latents))
+    found = search(index, query, k=index.n_latents, **options)
+    hits = [hit for hit in found.hits if hit.latent in set(given)]
+    named = {hit.latent for hit in hits}
+    rest = [latent for latent in given if latent not in named]
+    hits += [Hit(i, 0.0, "not found", label.text if (label := index.labels.get(i)) else "") for i in rest]
+    return SearchResult(found.query, tuple(hits))
+
+
 def fused(lists: Sequence[Sequence[Hit]]) -> list[Hit]:
     """Several rankings as one, by reciprocal rank."""
     scores: dict[int, float] = {}

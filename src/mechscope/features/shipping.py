@@ -8,6 +8,7 @@ Two processes may share the work, one with `--only resid_post`, one with `--only
 
 import argparse
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,13 +26,14 @@ from mechscope.dictionaries.training.trainer import Report
 from mechscope.features.building import build
 from mechscope.features.cards import is_measured, open_card, save_card, save_table
 from mechscope.features.explaining import TokenStatistics
+from mechscope.features.index import FeatureIndex
 from mechscope.features.manifest import IndexSettings
-from mechscope.features.scoring import label_latent
+from mechscope.features.scoring import label_latent, score_label
 from mechscope.features.shipped import BUNDLED, FOLDER, TABLE
 from mechscope.models.model import Model
 from mechscope.models.opening import load
 from mechscope.specimens.village.language import sample_text
-from mechscope.vocabulary.errors import BadFile
+from mechscope.vocabulary.errors import BadFile, NotEnoughEvidence
 
 MOST_BYTES = 25_000_000
 Say = Callable[[str], None]
@@ -56,7 +58,8 @@ class Shipment:
         batch: Tokens of a step.
         n_indexed: Other documents, for the index.
         n_measured: Again others, for the cards.
-        n_labels: Latents of each index that get a label from token statistics, the most active ones; the baseline.
+        n_labels: Latents of each index that get a label from token statistics, with scores, the most active ones; the
+            baseline.
         seed: Of training and of the text for it; the texts of index and cards are drawn with the next two.
     """
 
@@ -133,28 +136,41 @@ def _train(
     training = Training(
         n_tokens=settings.n_tokens, batch=settings.batch, precision="full", seed=settings.seed
     )
-    with LogFile(work / "log.jsonl") as log:
+    log = LogFile(work / "log.jsonl")
 
-        def report(now: Report) -> None:
-            log.write(now)
-            if now.step % (20 * training.revival.check_every) == 0:
-                tell(f"{now.step:,} of {now.n_steps:,} steps, {describe(now)}")
+    def report(now: Report) -> None:
+        log.write(now)
+        if now.step % (20 * training.revival.check_every) == 0:
+            tell(f"{now.step:,} of {now.n_steps:,} steps, {describe(now)}")
 
-        found = train_many(
-            model, jobs, text=text, training=training, folder=work, report=report, keeps_activations=True
-        )
+    found = train_many(
+        model, jobs, text=text, training=training, folder=work, report=report, keeps_activations=True
+    )
     return {job.name: dictionary for job, dictionary in zip(jobs, found, strict=True)}
 
 
 def _index(
     model: Model, dictionary: Dictionary, text: list[str], *, folder: Path, settings: Shipment
 ) -> None:
-    """An index with labels for the latents that are most active."""
     index = build(model, dictionary, text, folder=folder, settings=IndexSettings(value_dtype="float16"))
-    busiest = index.statistics.total.argsort(kind="stable")[::-1][: settings.n_labels]
-    for latent in busiest.tolist():
-        if index.statistics.fires[latent] and latent not in index.labels:
-            label_latent(index, latent, explainer=TokenStatistics(), seed=settings.seed)
+    label_busiest(index, n=settings.n_labels, seed=settings.seed)
+
+
+def label_busiest(index: FeatureIndex, *, n: int, seed: int = 0) -> None:
+    """Labels from token statistics, with their scores, for the latents that are most active.
+
+    Args:
+        index: Open; latents that have a label keep it.
+        n: Latents.
+        seed: Of the texts drawn.
+    """
+    judge = TokenStatistics()
+    for latent in index.statistics.total.argsort(kind="stable")[::-1][:n].tolist():
+        if latent in index.labels:
+            continue
+        with suppress(NotEnoughEvidence):  # too few firings for a label, or for a score
+            label_latent(index, latent, explainer=judge, seed=seed)
+            score_label(index, latent, judge=judge, seed=seed)
 
 
 def jobs_for(model: Model, settings: Shipment) -> list[Job]:

@@ -46,7 +46,11 @@ def train_dictionary(
     ] = None,
     kind: Annotated[Kind, typer.Option("--kind", help="Architecture.")] = Kind.topk,
     width: Annotated[int, typer.Option("--width", min=2, help="Latents of each dictionary.")] = 4096,
-    k: Annotated[float, typer.Option("--k", help="Active latents a token that are aimed at.")] = 32,
+    k: Annotated[
+        float | None,
+        typer.Option("--k", help="Active latents a token that are aimed at; 32 where kind takes it."),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Tokens of a step.")] = 4096,
     tokens: Annotated[
         int, typer.Option("--tokens", min=0, help="To train on; 0 is one pass through TEXT.")
     ] = 0,
@@ -64,8 +68,9 @@ def train_dictionary(
     from mechscope.dictionaries.train import job_at, train_to_folder
     from mechscope.dictionaries.training.spec import Training
 
-    jobs = [job_at(one, config_of(kind, width, k), name=name_of(one)) for one in site]
-    training = Training(n_tokens=tokens or None, seed=seed)
+    config = config_of(kind, width, k)
+    jobs = [job_at(one, config, name=name_of(one)) for one in site]
+    training = Training(n_tokens=tokens or None, batch=batch, seed=seed)
     trained = train_to_folder(
         opened, jobs, text=text, folder=out, training=training, shows_progress=not as_json
     )
@@ -86,21 +91,48 @@ def train_dictionary(
     say(f"\n{out}")
 
 
-def config_of(kind: Kind, width: int, k: float) -> "Architecture":
-    """The architecture with its usual settings, aimed at k active latents a token where it takes an aim."""
+def config_of(kind: Kind, width: int, k: float | None) -> "Architecture":
+    """The architecture with its usual settings, aimed at k active latents a token.
+
+    Raises:
+        BadCommand: a k that this architecture does not take.
+    """
     from mechscope import dictionaries
 
+    _refuse_other_k(kind, k)
+    aim = 32.0 if k is None else k
     match kind:
         case Kind.topk:
-            return dictionaries.TopK(width=width, k=round(k))
+            return dictionaries.TopK(width=width, k=int(aim))
         case Kind.batchtopk:
-            return dictionaries.BatchTopK(width=width, k=round(k))
+            return dictionaries.BatchTopK(width=width, k=aim)
         case Kind.matryoshka:
-            return dictionaries.Matryoshka(width=width, k=round(k))
+            return dictionaries.Matryoshka(width=width, k=aim)
         case Kind.jumprelu:
-            return dictionaries.JumpReLU(width=width, l0=k)
+            return dictionaries.JumpReLU(width=width, l0=aim)
         case Kind.relu:
             return dictionaries.ReLU(width=width)
+
+
+def _refuse_other_k(kind: Kind, k: float | None) -> None:
+    if k is None:
+        return
+    because = ""
+    if kind == Kind.relu:
+        because = (
+            "how many latents of a ReLU are active comes of its penalty, which Python sets: ReLU(l1=...)"
+        )
+    elif k <= 0:
+        because = "at least some latents are active"
+    elif kind == Kind.topk and k != int(k):
+        because = "a TopK takes as many latents of every token; the others reach k on average"
+    if because:
+        raise BadCommand(
+            f"--kind {kind.value} takes no --k {k:g}.",
+            got=f"--kind {kind.value} --k {k:g}",
+            because=because,
+            instead=f"--kind batchtopk --k {k if k > 0 else 32:g}, or no --k",
+        )
 
 
 def name_of(site: str) -> str:

@@ -1,6 +1,8 @@
 """The public verb: train at any site, from a model or a store, into a folder that resumes; convert and fine-tune."""
 
 import json
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,14 +10,24 @@ import pytest
 import torch
 
 import mechscope as ms
+from mechscope.dictionaries.settings import Calibration
 from mechscope.dictionaries.training import trainer as trainer_module
 from mechscope.dictionaries.training.checkpoint import save_checkpoint
+from mechscope.dictionaries.training.end_to_end import _objective
 from mechscope.dictionaries.training.logs import flat_figures
 from mechscope.dictionaries.training.progress import describe
+from mechscope.dictionaries.training.spec import Job
 from mechscope.engine.harvest.blocks import ModelBlocks
 from mechscope.engine.harvest.corpus import corpus_of
 from mechscope.engine.harvest.store import save_activations
-from mechscope.vocabulary.errors import DictionaryError, DictionaryMismatch, DiskFull, EmptyPrompt, SiteError
+from mechscope.vocabulary.errors import (
+    DictionaryError,
+    DictionaryMismatch,
+    DiskFull,
+    EmptyPrompt,
+    OptionalPackageMissing,
+    SiteError,
+)
 from mechscope.vocabulary.sites import Site
 from small_models import model_of
 from tiny_models import VOCABULARY
@@ -170,6 +182,45 @@ def test_figures_read_well() -> None:
     assert flat_figures(now)["topk at resid_post.2/l0"] == 32.0
 
 
+def test_a_tracker_is_told_what_the_log_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorBoard is asked for through a stand-in with its signatures; Weights & Biases through a function."""
+    seen: dict[str, list] = {"scalars": [], "opened": [], "log": []}
+
+    class SummaryWriter:
+        def __init__(self, log_dir: str, purge_step: int) -> None:
+            seen["opened"].append((log_dir, purge_step))
+
+        def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+            seen["scalars"].append((tag, scalar_value, global_step))
+
+        def flush(self) -> None: ...
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    to_tensorboard = dictionaries.to_tensorboard(tmp_path / "events")
+
+    def report(now) -> None:
+        to_tensorboard(now)
+        seen["log"].append((dictionaries.flat_figures(now), now.step))
+
+    job = dictionaries.job_at("resid_post.1", CONFIG, name="late")
+    more = {"folder": tmp_path, "training": TRAINING, "shows_progress": False, "report": report}
+    dictionaries.train_to_folder(model_of(), [job], text=text(), **more)
+    lines = logged(tmp_path)
+    assert [step for _figures, step in seen["log"]] == [line["step"] for line in lines]
+    for (flat, step), line in zip(seen["log"], lines, strict=True):
+        assert flat["late/fvu"] == line["figures"][0]["fvu"] and flat["tokens"] == line["n_tokens"]
+        assert {(tag, value) for tag, value, at in seen["scalars"] if at == step} == set(flat.items())
+    assert seen["opened"] == [(str(tmp_path / "events"), lines[0]["step"])]
+
+
+def test_tensorboard_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(OptionalPackageMissing, match="TensorBoard"):
+        dictionaries.to_tensorboard(tmp_path)
+
+
 def test_bad_requests_are_refused() -> None:
     model = model_of()
     with pytest.raises(SiteError):
@@ -192,6 +243,12 @@ def test_a_topk_dictionary_becomes_a_jumprelu_of_the_same_l0() -> None:
     assert (fired[0] - fired[1]).abs().max() <= 1
     fewer = dictionaries.to_jumprelu(sae, values, l0=2.0)
     assert abs(float((fewer.encode(values) != 0).sum(-1).float().mean()) - 2) < 0.1
+    on_record = fewer.settings.calibration
+    assert on_record.l0 == pytest.approx(float((fewer.encode(values) != 0).sum(-1).float().mean()), rel=1e-6)
+    left = (fewer(values) - values).pow(2).sum() / (values - values.mean(0)).pow(2).sum()
+    assert on_record.fvu == pytest.approx(float(left), rel=1e-5) and on_record.n_tokens == 400
+    note = {"from": "topk", "k": 6, "l0": 2.0, "threshold": "one"}
+    assert fewer.settings.source.notes["converted_to_jumprelu"] == note
     with pytest.raises(DictionaryError, match="JumpReLU"):
         dictionaries.to_jumprelu(found, values)
 
@@ -208,4 +265,60 @@ def test_fine_tuning_brings_predictions_nearer_to_the_models_own(objective: str)
     assert sum(seen[-3:]) < 0.95 * sum(seen[:3])
     assert all(torch.equal(sae.tensors[name], value) for name, value in before.items())
     assert not torch.equal(tuned.W_dec, sae.W_dec)
+    assert tuned.settings.calibration == Calibration() and sae.settings.calibration.l0 is not None
+    again = dictionaries.fine_tune(model, tuned, text=text(), how=replace(how, n_steps=1))
+    notes = again.settings.source.notes["fine_tuned"]
+    assert [one["n_steps"] for one in notes] == [12, 1] and notes[0]["objective"] == objective
     assert ms.wrap(model.hf, None).fingerprint.weights_sha256 == weights
+
+
+MLPS = {"reads": (Site("mlp_in", 0), Site("mlp_in", 1)), "writes": (Site("mlp_out", 0), Site("mlp_out", 1))}
+TUNED = {
+    "sae": dictionaries.job_at("resid_post.1", CONFIG),
+    "transcoder": dictionaries.job_at("mlp_in.1 -> mlp_out.1", CONFIG),
+    "skip_transcoder": dictionaries.job_at("mlp_in.1 -> mlp_out.1", CONFIG, has_skip=True),
+    "cross_layer_transcoder": Job(**MLPS, config=CONFIG, is_cross_layer=True),
+}
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_the_first_objective_is_what_an_evaluation_finds(kind: str) -> None:
+    """The oracle: nats and squared error of the untouched dictionary, measured by other code on the same rows."""
+    model, rows = model_of(), text(12)
+    (found,) = dictionaries.train_many(model, [TUNED[kind]], text=text(), training=TRAINING)
+    assert found.kind == kind
+    settings = dictionaries.EvaluationSettings(skips_special=False)
+    figures = dictionaries.evaluate(found, model, rows, settings=settings).figures
+    # An evaluation leaves out what follows the last token, so that here each row has one more.
+    longer = dictionaries.evaluate(found, model, [[*row, 1] for row in rows], settings=settings).figures
+
+    def told(**more) -> float:
+        seen: list[float] = []
+        how = dictionaries.FineTuning(n_steps=1, n_rows=12, **more)
+        dictionaries.fine_tune(
+            model, found, text=rows, how=how, report=lambda _step, value: seen.append(value)
+        )
+        return seen[0]
+
+    assert told(objective="ce") == pytest.approx(figures["ce_replaced"].value, rel=1e-4)
+    assert told(objective="kl") == pytest.approx(longer["kl_replaced"].value, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_the_squared_error_joins_the_objective_with_its_weight(kind: str) -> None:
+    model, rows = model_of(), text(12)
+    (found,) = dictionaries.train_many(model, [TUNED[kind]], text=text(), training=TRAINING)
+    assert found.kind == kind
+    batch = corpus_of(model, rows).batch(range(12), 0)[0]
+    with torch.no_grad():
+        bare, weighted = (
+            _objective(model, found, batch, dictionaries.FineTuning(mse_weight=weight)) for weight in (0, 0.7)
+        )
+    run = model.run(batch, capture=[*found.reads, *found.writes])
+    values = [
+        torch.stack([run[site] for site in side], 2).flatten(0, 1) for side in (found.reads, found.writes)
+    ]
+    read, written = (one[:, 0] if one.shape[1] == 1 else one for one in values)
+    error = (found(read) - written).double().pow(2).sum() / (written - written.mean(0)).double().pow(2).sum()
+    assert torch.equal(weighted[1], bare[1]), "what is shown stays in nats"
+    assert (weighted[0] - bare[0]).item() == pytest.approx(0.7 * float(error), rel=1e-3)

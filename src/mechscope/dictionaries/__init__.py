@@ -35,6 +35,7 @@ from mechscope.dictionaries.opening import open_dictionary as open
 from mechscope.dictionaries.settings import Calibration, Gate, Normalization, Port, Settings, Source
 from mechscope.dictionaries.train import job_at, train, train_from, train_many, train_to_folder
 from mechscope.dictionaries.training.end_to_end import FineTuning, fine_tune
+from mechscope.dictionaries.training.logs import flat_figures, to_tensorboard
 from mechscope.dictionaries.training.spec import Job, Revival, Schedule, Training
 
 __all__ = [
@@ -79,6 +80,7 @@ __all__ = [
     "feature_tree",
     "fine_tune",
     "first_letter_absorption",
+    "flat_figures",
     "job_at",
     "match_latents",
     "open",
@@ -87,6 +89,7 @@ __all__ = [
     "seed_stability",
     "sparse_probing",
     "to_jumprelu",
+    "to_tensorboard",
     "train",
     "train_across",
     "train_from",

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.evaluation.sums import fvu_of
 from mechscope.dictionaries.gates import Block, ranked
-from mechscope.dictionaries.settings import Gate
+from mechscope.dictionaries.settings import Calibration, Gate
 from mechscope.vocabulary.errors import DictionaryError
 
 
@@ -30,7 +31,8 @@ def to_jumprelu(
             as often as it does now.
 
     Returns:
-        A dictionary with gate jumprelu. A token's code no longer depends on what other latents do.
+        A dictionary with gate jumprelu. A token's code no longer depends on what other latents do. The figures on
+        record are its own, measured on `values`; notes of its source say from what it was made.
 
     Raises:
         DictionaryError: a gate that does not rank positive pre-activations.
@@ -55,14 +57,36 @@ def to_jumprelu(
         counts = (codes != 0).sum(0).double()
         counts = counts if l0 is None else counts * (l0 * len(codes) / counts.sum().clamp_min(1))
         limits = torch.stack([_limit(size[:, i], round(float(count))) for i, count in enumerate(counts)])
+    source = dictionary.settings.source
+    note = {"from": gate.rule, "k": gate.k, "l0": l0, "threshold": threshold}
     settings = replace(
         dictionary.settings,
         gate=Gate(rule="jumprelu", compares=gate.compares),
         source=replace(
-            dictionary.settings.source, trained_as=dictionary.settings.source.trained_as or gate.rule
+            source,
+            trained_as=source.trained_as or gate.rule,
+            notes={**source.notes, "converted_to_jumprelu": note},
         ),
     )
-    return Dictionary(settings, dictionary.tensors | {"threshold": limits.to(dictionary.b_enc)})
+    found = Dictionary(settings, dictionary.tensors | {"threshold": limits.to(dictionary.b_enc)})
+    return found.with_settings(calibration=_measured(found, values))
+
+
+def _measured(dictionary: Dictionary, values: Tensor) -> Calibration:
+    """Figures on the values read; FVU only where these are what is to be written."""
+    settings = dictionary.settings
+    codes = dictionary.encode(values).reshape(-1, dictionary.n_latents)
+    fvu = None
+    if settings.reads == settings.writes:
+        flat = values.reshape(len(codes), -1)
+        fvu = fvu_of(flat, dictionary(values).reshape(flat.shape))
+    is_on = codes != 0
+    return Calibration(
+        l0=float(is_on.sum()) / len(codes),
+        fvu=fvu,
+        dead=float((~is_on.any(0)).double().mean()),
+        n_tokens=len(codes),
+    )
 
 
 def _limit(sizes: Tensor, n: int) -> Tensor:

@@ -140,7 +140,7 @@ def train_to_folder(
     folder: str | Path,
     training: Training | None = None,
     shows_progress: bool = True,
-    tensorboard: str | Path | None = None,
+    report: Reporter | None = None,
 ) -> list[Dictionary]:
     """Train into a folder with a progress bar and logs; called again, it resumes. What a command line calls.
 
@@ -151,22 +151,23 @@ def train_to_folder(
         folder: Gets `checkpoint.safetensors`, `log.jsonl`, and one folder for each dictionary.
         training: As in `train`.
         shows_progress: A bar with tokens/s, L0, FVU, dead latents and the time left.
-        tensorboard: Folder for TensorBoard's event files; None writes none.
+        report: Called as well, as in `train`: `to_tensorboard(folder)`, or for Weights & Biases and trackio
+            `lambda now: wandb.log(flat_figures(now), step=now.step)`.
 
     Raises:
-        OptionalPackageMissing: TensorBoard is asked for and not installed.
         BadFile: the folder belongs to another run.
         DiskFull: no room for a checkpoint or the log; the last checkpoint stands.
     """
-    log = LogFile(Path(folder) / "log.jsonl", tensorboard)
+    log = LogFile(Path(folder) / "log.jsonl")
     bar = showing_progress() if shows_progress else nullcontext(_say_nothing)
-    with log, bar as show:
+    with bar as show:
+        told = (log.write, show, report or _say_nothing)
 
-        def report(now: Report) -> None:
-            log.write(now)
-            show(now)
+        def tell(now: Report) -> None:
+            for one in told:
+                one(now)
 
-        return train_many(model, jobs, text=text, training=training, folder=folder, report=report)
+        return train_many(model, jobs, text=text, training=training, folder=folder, report=tell)
 
 
 def job_at(site: str | Site | Sequence[str | Site], config: Architecture, **more: Any) -> Job:

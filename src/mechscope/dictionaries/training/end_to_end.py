@@ -1,7 +1,7 @@
 """End to end: a trained dictionary fine-tuned on what the model says with it in place (Braun et al. 2024)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.settings import Calibration, Source
 from mechscope.engine.harvest.corpus import Text, corpus_of
 from mechscope.models.model import Model
 from mechscope.records.seeds import generator_for
@@ -57,6 +58,10 @@ def fine_tune(
         how: Objective, steps, rate.
         report: Called as report(step, objective in nats).
 
+    Returns:
+        The dictionary, with a note of this in its source. No figures are on record, since those that were are
+        another dictionary's: `tuned.with_settings(calibration=ms.dictionaries.card(tuned, model).calibration())`.
+
     Raises:
         DictionaryMismatch: a dictionary of another model.
         NonFiniteActivations: the objective is not finite.
@@ -90,7 +95,21 @@ def fine_tune(
             optimizer.step()
             if report is not None:
                 report(step + 1, float(shown))
-    return Dictionary(dictionary.settings, {name: value.detach() for name, value in tensors.items()})
+    settings = replace(
+        dictionary.settings,
+        source=_noted(dictionary.settings.source, how, corpus.data_sha256),
+        calibration=Calibration(),
+    )
+    return Dictionary(settings, {name: value.detach() for name, value in tensors.items()})
+
+
+def _noted(source: Source, how: FineTuning, data_sha256: str) -> Source:
+    """The source with one more fine-tuning in its notes."""
+    before = source.notes.get("fine_tuned", [])
+    return replace(
+        source,
+        notes={**source.notes, "fine_tuned": [*before, {**asdict(how), "data_sha256": data_sha256}]},
+    )
 
 
 def _objective(model: Model, learning: Dictionary, batch: Any, how: FineTuning) -> tuple[Tensor, Tensor]:

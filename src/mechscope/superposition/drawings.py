@@ -177,7 +177,7 @@ class ArrowFigure(Block):
         caption: What to see in it.
     """
 
-    panels: Sequence[tuple[str, Float[np.ndarray, "feature hidden"]]]
+    panels: Sequence[tuple[str, Float[np.ndarray, "_feature _hidden"]]]
     caption: str = ""
 
     def markup(self) -> Markup:

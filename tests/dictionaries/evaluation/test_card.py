@@ -90,13 +90,30 @@ def test_the_wrong_gate_reading_is_flagged_and_the_right_one_named(good: Diction
 
 def test_a_misplaced_bias_is_flagged(good: Dictionary) -> None:
     shown = found(without(good, applies_b_dec_to_input=False))
-    assert any("b_dec subtracted from the input" in flag for flag in shown.flags) or not shown.is_consistent
+    assert any("right with b_dec subtracted from the input" in flag for flag in shown.flags)
 
 
 def test_a_misread_dictionary_without_a_record_is_flagged_by_what_is_possible(good: Dictionary) -> None:
     blank = type(good.settings.calibration)()
     shown = found(without(good, "in_scale", normalization=Normalization(), calibration=blank))
     assert any("a threshold may be missing" in flag for flag in shown.flags)
+
+
+def test_a_dictionary_read_as_relu_is_flagged_without_a_record(good: Dictionary) -> None:
+    blank = type(good.settings.calibration)()
+    ranked = without(good, "threshold", gate=Gate(rule="topk", k=8, compares="pre_times_decoder_norm"))
+    for one in (good, ranked):
+        names = [name for name in ("threshold",) if name in one.tensors]
+        shown = found(without(one, *names, gate=Gate(rule="relu"), calibration=blank))
+        assert any("a threshold or a top-k may be missing" in flag for flag in shown.flags)
+        right = found(one.with_settings(calibration=blank))
+        assert not any("may be missing" in flag for flag in right.flags)
+
+
+def test_many_active_latents_are_no_flag_where_they_are_on_record(good: Dictionary) -> None:
+    bare = without(good, "threshold", gate=Gate(rule="relu"), calibration=type(good.settings.calibration)())
+    shown = found(bare.with_settings(calibration=found(bare).calibration()))
+    assert shown.l0.value > 16 and shown.is_consistent, shown.flags
 
 
 def test_the_text_is_pinned_where_none_is_given(good: Dictionary) -> None:

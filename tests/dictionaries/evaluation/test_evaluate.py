@@ -1,5 +1,6 @@
 """Evaluation on models: what is known comes out, for every kind, at the site written; masks and batches are right."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,6 +208,52 @@ def test_the_json_of_saebench_holds_the_same_numbers() -> None:
     assert metrics["model_performance_preservation"]["ce_loss_score"] == found["ce_recovered"].value
     assert saved["sae_cfg_dict"]["d_in"] == 32
     assert len(saved["eval_result_details"]) == 64
+
+
+def test_numbers_of_each_latent_are_those_of_a_loop_over_prompts(tmp_path: Path) -> None:
+    model, text, dictionary = model_of("llama"), texts(6), noisy(identity(32), 0.1)
+    found = evaluate(dictionary, model, text, settings=EvaluationSettings(losses=False, batch_size=4))
+    active = []
+    for row in range(6):
+        one = text.select([row])
+        values = model.run(one, capture=[SITE]).cache[SITE][one.mask.bool()].double()
+        active.append((dictionary.encode(values) != 0).sum(0))
+    per_prompt = torch.stack(active)
+    wanted = per_prompt.sum(0) / (per_prompt > 0).sum(0).clamp_min(1)
+    np.testing.assert_allclose(found.latents["tokens_per_prompt"], wanted.numpy())
+    columns = dictionary.W_enc.T
+    np.testing.assert_allclose(found.latents["encoder_norm"], columns.norm(dim=1).numpy())
+    cosines = torch.nn.functional.normalize(columns, dim=1) * torch.nn.functional.normalize(
+        dictionary.W_dec, dim=1
+    )
+    np.testing.assert_allclose(found.latents["encoder_decoder_cosine"], cosines.sum(1).numpy())
+    found.save(tmp_path / "evaluation.json")
+    back = Evaluation.load(tmp_path / "evaluation.json")
+    assert (
+        all(np.array_equal(back.latents[name], one) for name, one in found.latents.items()) and back.latents
+    )
+    detail = back.to_saebench()["eval_result_details"][3]
+    assert set(detail) == FIELDS_OF_A_LATENT and detail["encoder_norm"] == found.latents["encoder_norm"][3]
+    across = evaluate(exact_transcoder(), relu_model(), texts(4), settings=EvaluationSettings(losses=False))
+    assert "encoder_decoder_cosine" not in across.latents and len(across.latents["encoder_norm"]) > 0
+
+
+FIELDS_OF_A_LATENT = {  # of SAEBench's CoreFeatureMetric, all of them required
+    "index",
+    "feature_density",
+    "consistent_activation_heuristic",
+    "encoder_bias",
+    "encoder_norm",
+    "encoder_decoder_cosine_sim",
+}
+
+
+def test_a_dictionary_that_writes_nothing_is_wholly_shrunk_and_no_figure_is_undefined() -> None:
+    silent = nothing_but(torch.zeros(32))
+    found = evaluate(silent, model_of("llama"), texts(4), settings=QUICK)
+    assert found["shrinkage"].value == 0 and found["l0"].value == 0 and found["norm_ratio"].value == 0
+    saved = json.loads(json.dumps(found.to_saebench(), allow_nan=False))
+    assert saved["eval_result_metrics"]["shrinkage"]["relative_reconstruction_bias"] == 0
 
 
 def test_a_dictionary_of_another_width_is_refused_with_both_widths() -> None:

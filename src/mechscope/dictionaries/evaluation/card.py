@@ -127,7 +127,7 @@ def card(dictionary: Dictionary, model: Model, text: Inputs | None = None, *, ba
     recorded = dictionary.settings.calibration
     found = {name: figures[name].value for name in ("l0", "fvu", "norm_ratio")}
     flags = [*_against_record(found, readings, recorded, data == recorded.data_sha256)]
-    flags += _against_the_possible(found, dictionary.settings)
+    flags += _against_the_possible(found, dictionary.settings, recorded)
     flags += _against_readings(found, readings)
     dead = float((sums[""].fires == 0).mean())
     if dead == 1:
@@ -157,6 +157,9 @@ def other_readings(dictionary: Dictionary) -> Iterator[tuple[str, Dictionary]]:
         other = "pre" if gate.compares != "pre" else "pre_times_decoder_norm"
         changes[f"a gate that compares {other}"] = {"gate": replace(gate, compares=other)}
         changes["no threshold and no top-k"] = {"gate": Gate(rule="relu")}
+    if gate.rule == "relu":
+        counts = {max(1, settings.n_latents // part) for part in (16, 64)}
+        changes |= {f"a top-k of {k}": {"gate": Gate(rule="topk", k=k)} for k in sorted(counts)}
     if settings.d_in == settings.d_out and settings.kind == "sae":
         verb = "not subtracted" if settings.applies_b_dec_to_input else "subtracted"
         changes[f"b_dec {verb} from the input"] = {
@@ -213,11 +216,15 @@ def _is_near(name: str, have: float, want: float, allowed: dict[str, float]) -> 
     return difference <= allowed[name] * (max(abs(want), 1e-12) if name == "l0" else 1)
 
 
-def _against_the_possible(found: dict[str, float], settings: Settings) -> Iterator[str]:
+def _against_the_possible(
+    found: dict[str, float], settings: Settings, recorded: Calibration
+) -> Iterator[str]:
     if found["fvu"] >= 1:
         yield f"fvu is {found['fvu']:.4g}: it explains less than the mean does"
-    if found["l0"] > MOST_ACTIVE * settings.n_latents and settings.gate.rule != "relu":
-        yield f"{found['l0']:.4g} of {settings.n_latents} latents are active at a token: a threshold may be missing"
+    on_record = recorded.l0 is not None and _is_near("l0", found["l0"], recorded.l0, OTHER_TEXT)
+    if found["l0"] > MOST_ACTIVE * settings.n_latents and not on_record:
+        missing = "a threshold or a top-k" if settings.gate.rule == "relu" else "a threshold"
+        yield f"{found['l0']:.4g} of {settings.n_latents} latents are active at a token: {missing} may be missing"
     if not LEAST_RATIO <= found["norm_ratio"] <= MOST_RATIO and found["norm_ratio"] > 0:
         yield f"outputs are {found['norm_ratio']:.3g} times as long as what they stand for: a scale may be missing"
 

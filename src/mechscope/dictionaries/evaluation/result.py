@@ -16,6 +16,9 @@ NEVER = -10.0
 """Shown on the logarithmic axis of densities for latents that never fired."""
 
 
+_LATENTS = "latents_"
+
+
 class EvaluationRecord(Record):
     """A saved `Evaluation`."""
 
@@ -36,6 +39,7 @@ class Evaluation:
         dictionary: Its settings, as JSON.
         model: Which weights.
         data_sha256: Hash of the tokens.
+        latents: More numbers of each latent, by name; see `numbers_per_latent`. Records of before have none.
     """
 
     figures: Mapping[str, Estimate]
@@ -46,6 +50,7 @@ class Evaluation:
     dictionary: Mapping[str, Any] = field(default_factory=dict)
     model: ModelFingerprint | None = None
     data_sha256: str | None = None
+    latents: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Estimate:
         return self.figures[name]
@@ -99,7 +104,11 @@ class Evaluation:
                 "n_tokens": self.n_tokens,
                 "dictionary": dict(self.dictionary),
             },
-            arrays={"density": self.density, "token_error": self.token_error},
+            arrays={
+                "density": self.density,
+                "token_error": self.token_error,
+                **{_LATENTS + name: values for name, values in self.latents.items()},
+            },
         ).save(path)
 
     @classmethod
@@ -119,4 +128,9 @@ class Evaluation:
             dictionary=record.numbers["dictionary"],
             model=record.model,
             data_sha256=record.data_sha256,
+            latents={
+                name.removeprefix(_LATENTS): values
+                for name, values in record.arrays.items()
+                if name.startswith(_LATENTS)
+            },
         )

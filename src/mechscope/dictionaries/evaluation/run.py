@@ -9,6 +9,7 @@ import torch
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.evaluation.estimates import Estimate, Estimator
 from mechscope.dictionaries.evaluation.losses import Losses, refuse_losses
+from mechscope.dictionaries.evaluation.per_latent import numbers_per_latent
 from mechscope.dictionaries.evaluation.reading import batches, counted, fitted, pieces
 from mechscope.dictionaries.evaluation.replacing import constant, reading_of, replacing
 from mechscope.dictionaries.evaluation.result import Evaluation
@@ -32,8 +33,8 @@ def evaluate(
 
     Returns:
         Figures with 95% intervals: fvu and r2 (pooled), l0, l1, mse (per token, summed over directions), cosine,
-        norms, shrinkage (|output|^2 over target x output: 1 is none), dead and dense fractions of latents, and with
-        `losses` ce, kl and what is recovered of them.
+        norms, shrinkage (|output|^2 over target x output: 1 is none, 0 all of it), dead and dense fractions of
+        latents, and with `losses` ce, kl and what is recovered of them.
 
     Raises:
         DictionaryMismatch: sites that the model does not form, or with another width.
@@ -64,6 +65,7 @@ def evaluate(
     return Evaluation(
         figures=figures,
         density=density,
+        latents=numbers_per_latent(dictionary, sums),
         token_error=token_error / max(sums.variance, np.finfo(np.float64).tiny),
         n_tokens=sums.n_tokens,
         settings=chosen.to_json()

@@ -36,9 +36,20 @@ _CATEGORIES: dict[str, dict[str, str]] = {
     "misc_metrics": {"freq_over_1_percent": "dense_1_percent", "freq_over_10_percent": "dense_10_percent"},
 }
 
+_OF_A_LATENT = {
+    "consistent_activation_heuristic": "tokens_per_prompt",
+    "encoder_bias": "encoder_bias",
+    "encoder_norm": "encoder_norm",
+    "encoder_decoder_cosine_sim": "encoder_decoder_cosine",
+}
+
 
 def to_saebench(evaluation: "Evaluation") -> dict[str, Any]:
-    """An evaluation as SAEBench writes its results."""
+    """An evaluation as SAEBench writes its results.
+
+    Their class for it wants every figure and every number of a latent; it opens what was measured with `losses`, of an
+    SAE. A transcoder's encoder and decoder have no cosine, and none is invented.
+    """
     figures, source = evaluation.figures, evaluation.dictionary.get("source", {})
     metrics: dict[str, dict[str, Any]] = {
         category: {theirs: figures[ours].value for theirs, ours in names.items() if ours in figures}
@@ -56,7 +67,15 @@ def to_saebench(evaluation: "Evaluation") -> dict[str, Any]:
         "datetime_epoch_millis": int(time.time() * 1000),
         "eval_result_metrics": {category: values for category, values in metrics.items() if values},
         "eval_result_details": [
-            {"index": index, "feature_density": float(density)}
+            {
+                "index": index,
+                "feature_density": float(density),
+                **{
+                    theirs: float(evaluation.latents[ours][index])
+                    for theirs, ours in _OF_A_LATENT.items()
+                    if ours in evaluation.latents
+                },
+            }
             for index, density in enumerate(evaluation.density)
         ],
         "eval_result_unstructured": {

@@ -41,6 +41,7 @@ class Sums:
         table: [unit, column], see `COLUMNS`.
         shift: Sum of the target less the pivot, [unit, d].
         fires: Tokens at which each latent is active, [n_latents].
+        prompts: Prompts in which each latent is active, [n_latents].
         strength: Sum of each latent's codes, [n_latents].
         pivot: [d]; the mean of the first prompt.
     """
@@ -48,6 +49,7 @@ class Sums:
     table: Float[np.ndarray, "unit column"]
     shift: Float[np.ndarray, "unit d"]
     fires: Float[np.ndarray, " latent"]
+    prompts: Float[np.ndarray, " latent"]
     strength: Float[np.ndarray, " latent"]
     pivot: Float[Tensor, " d"] | None = None
 
@@ -55,7 +57,7 @@ class Sums:
     def empty(cls, *, n_units: int, d_out: int, n_latents: int) -> "Sums":
         """Nothing counted yet."""
         table, shift = np.zeros((n_units, len(COLUMNS))), np.zeros((n_units, d_out))
-        return cls(table, shift, np.zeros(n_latents), np.zeros(n_latents))
+        return cls(table, shift, *(np.zeros(n_latents) for _ in range(3)))
 
     def add(
         self,
@@ -95,6 +97,9 @@ class Sums:
         np.add.at(self.shift, units.numpy(), about.numpy())
         latents = codes.latents.cpu().numpy()
         self.fires += np.bincount(latents, minlength=len(self.fires))
+        n = len(self.fires)
+        pairs = np.unique(units.numpy()[codes.tokens.cpu().numpy()].astype(np.int64) * n + latents)
+        self.prompts += np.bincount(pairs % n, minlength=n)
         self.strength += np.bincount(latents, weights=values.numpy(), minlength=len(self.strength))
 
     @property
@@ -136,7 +141,9 @@ class Sums:
             "norm_in": estimator.ratio(self.column("norm_in"), n),
             "norm_out": estimator.ratio(self.column("norm_out"), n),
             "norm_ratio": estimator.ratio(self.column("norm_ratio"), n),
-            "shrinkage": estimator.ratio(self.column("square_out"), self.column("dot")),
+            "shrinkage": estimator.of(
+                np.stack([self.column("square_out"), self.column("dot")], axis=1), shrinkage_of_sums
+            ),
         }
 
     def density(self) -> Float[np.ndarray, " latent"]:
@@ -148,6 +155,12 @@ def fvu_of_sums(sums: Float[np.ndarray, "draw column"]) -> Float[np.ndarray, " d
     """From columns (squared error, squared distance from a pivot, tokens, sum of distances...)."""
     error, about, n, shift = sums[:, 0], sums[:, 1], sums[:, 2], sums[:, 3:]
     return error / (about - np.square(shift).sum(1) / n)
+
+
+def shrinkage_of_sums(sums: Float[np.ndarray, "draw column"]) -> Float[np.ndarray, " draw"]:
+    """From columns (|output|^2, target x output): 1 is none; an output of nothing is shrunk to 0."""
+    square, dot = sums[:, 0], sums[:, 1]
+    return np.divide(square, dot, out=np.zeros_like(square), where=square > 0)
 
 
 def fvu_of(target: Float[Tensor, "token d"], output: Float[Tensor, "token d"]) -> float:

@@ -25,17 +25,17 @@ from mechscope.circuits.methods.acdc import Acdc, Pruned, Search, edge_order
 from mechscope.circuits.size_curve import FRACTIONS
 
 SHAPE = "4-layer-256-wide"
-N_PAIRS, N_TOKENS, N_FORWARDS = 4, 20, 40
+N_PAIRS, N_SWEPT, N_TOKENS, N_FORWARDS = 4, 1, 20, 40
 SHARE = 0.001
 """ACDC's threshold, as a share of the distance's range: about nine edges in ten are removed."""
 
 
 @cache
-def split() -> Split:
+def split(n_pairs: int = N_PAIRS) -> Split:
     """Random pairs of which every token but the first five differs."""
-    clean, corrupt = (random_ids(SHAPE, N_PAIRS, N_TOKENS, seed) for seed in (0, 1))
+    clean, corrupt = (random_ids(SHAPE, n_pairs, N_TOKENS, seed) for seed in (0, 1))
     corrupt[:, :5] = clean[:, :5]
-    return from_tokens(clean, corrupt, answers=[11] * N_PAIRS, wrong=[22] * N_PAIRS).train
+    return from_tokens(clean, corrupt, answers=[11] * n_pairs, wrong=[22] * n_pairs).train
 
 
 def acdc_line(limit_speedup: float, *, n_pairs: int) -> Line:
@@ -84,8 +84,8 @@ def part_without_a_tie(search: Search, found: Pruned, other: np.ndarray) -> bool
 
 
 def sweep_line(limit_ratio: float, *, n_pairs: int, n_thresholds: int = 20) -> Line:
-    """Twenty thresholds together, against each alone."""
-    search = Search(opened(SHAPE), split(), Acdc(threshold=0.0))
+    """Twenty thresholds together, against each alone; of one prompt pair, as it takes so long."""
+    search = Search(opened(SHAPE), split(N_SWEPT), Acdc(threshold=0.0))
     thresholds = search.thresholds(n_thresholds)
 
     def alone() -> list[Any]:

@@ -47,6 +47,34 @@ def test_each_threshold_of_a_sweep_decides_as_its_own_run():
     assert sum(one.n_evaluations for one in together) < sum(one.n_evaluations for one in alone)
 
 
+def test_thresholds_that_rounding_cannot_tell_apart_share_their_decisions():
+    """The second costs one circuit; what it would decide otherwise by itself is listed, and nothing else."""
+    search = Search(opened("llama"), pairs(), Acdc(threshold=0.0))
+    near_by = 0.01 * search.range
+    increases = search.run(near_by).increases
+    tie = float(increases[np.abs(increases - near_by).argmin()])
+    thresholds = [tie - 0.4 * search.near, tie + 0.4 * search.near]
+    first, second = search.sweep(thresholds)[::-1]
+    assert first.n_evaluations > search.wiring.n_edges / 2
+    assert second.n_evaluations == 1
+    alone = search.run(thresholds[0])
+    differs = np.flatnonzero((alone.kept != second.kept)[search.order])
+    assert not len(differs) or int(search.order[differs[0]]) in second.near_ties
+    # Twin: where rounding tells them apart, each is decided by itself.
+    search.near = 0.0
+    assert min(one.n_evaluations for one in search.sweep(thresholds)) > 1
+
+
+def test_a_near_tie_may_be_taken_over_and_is_listed():
+    search = Search(opened("gpt2"), pairs(), Acdc(threshold=0.0))
+    first = int(edge_order(search.wiring)[0][0])
+    tie = float(search.run(0.01 * search.range).increases[first])
+    kept, removed = tie - 0.4 * search.near, tie + 0.4 * search.near
+    assert search.run(kept).kept[first] and not search.run(removed).kept[first]
+    shared = search.run(removed, known=[search.run(kept)])
+    assert shared.kept[first] and first in shared.near_ties
+
+
 def test_near_ties_are_listed():
     search = Search(opened("gpt2"), pairs(), Acdc(threshold=0.0))
     first = int(edge_order(search.wiring)[0][0])

@@ -119,7 +119,8 @@ def acdc_sweep(
         One circuit a threshold, in the order given. Their scores are the largest threshold of the sweep that
         still keeps the edge (0 for one that none keeps).
 
-    Cost: edges that two thresholds decide alike from the start are run once.
+    Cost: edges that two thresholds decide alike from the start are run once. Thresholds that rounding can't tell apart
+        share all of their decisions, which are listed as near ties.
     """
     settings = settings or Acdc(threshold=0.0)
     search = Search(model, split_to_search(behavior, ablation=settings.conventions.ablation), settings)
@@ -192,7 +193,7 @@ class Search:
         """Every threshold, in the order given."""
         done: dict[float, Pruned] = {}
         with self.runs.open():
-            for threshold in sorted(set(thresholds)):
+            for threshold in anchors_first(thresholds, self.near):
                 done[threshold] = self.run(threshold, known=list(done.values()))
         return [done[threshold] for threshold in thresholds]
 
@@ -202,7 +203,7 @@ class Search:
         Args:
             threshold: Of the distance's increase.
             known: Runs at other thresholds of the same search: the decisions that the longest shares from the
-                start are taken over, and its later ones are the first guesses.
+                start, near ties among them, are taken over, and its later ones are the first guesses.
         """
         with self.runs.open():
             return _Pass(self, threshold, known).run()
@@ -239,11 +240,12 @@ class _Pass:
         )
 
     def _take_over(self, known: Sequence[Pruned]) -> None:
-        """Decisions that this threshold makes alike, up to the first that it does not."""
+        """Decisions that this threshold makes alike or can't tell apart, up to the first that it makes otherwise."""
         order, best = self.search.order, 0
         for other in known:
-            removed = other.increases[order] < self.threshold
-            differs = np.flatnonzero(removed == other.kept[order])
+            increases = other.increases[order]
+            is_tie = np.abs(increases - self.threshold) <= self.search.near
+            differs = np.flatnonzero(((increases < self.threshold) == other.kept[order]) & ~is_tie)
             shared = int(differs[0]) if len(differs) else len(order)
             if shared >= best:
                 best, self.guess = shared, other.increases < self.threshold
@@ -317,6 +319,21 @@ class _Pass:
         if self.layer != layer or self.state is None:
             self.state = self.runs.state(self.kept)
             self.layer = layer
+
+
+def anchors_first(thresholds: Sequence[float], near: float) -> list[float]:
+    """Thresholds in the order of a sweep: first those that stand for all within rounding of them.
+
+    >>> anchors_first([4.0, 1.0, 2.0, 3.0, 9.0], near=1.0)
+    [2.0, 4.0, 9.0, 1.0, 3.0]
+    """
+    rest, anchors, others = sorted(set(thresholds)), [], []
+    while rest:
+        anchor = max(one for one in rest if one <= rest[0] + near)
+        anchors.append(anchor)
+        others += [one for one in rest if one != anchor and one <= anchor + near]
+        rest = [one for one in rest if one > anchor + near]
+    return anchors + others
 
 
 def edge_order(wiring: Wiring) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -57,7 +57,7 @@ class Sums:
     def empty(cls, *, n_units: int, d_out: int, n_latents: int) -> "Sums":
         """Nothing counted yet."""
         table, shift = np.zeros((n_units, len(COLUMNS))), np.zeros((n_units, d_out))
-        return cls(table, shift, *(np.zeros(n_latents) for _ in range(3)))
+        return cls(table, shift, np.zeros(n_latents), np.zeros(n_latents), np.zeros(n_latents))
 
     def add(
         self,

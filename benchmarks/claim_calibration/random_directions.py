@@ -42,6 +42,9 @@ CLAIMED, CONTROLS = "claimed", "controls"
 N_DIRECTIONS = {CLAIMED: 150, CONTROLS: 220}
 """Drawn at each site, once: a claim takes one of the former, and as many of the latter as its family needs."""
 
+MEASURED = ((CLAIMED, "validation"), (CLAIMED, "held_out"), (CONTROLS, "held_out"))
+"""Which draws on which prompts: controls decide on held-out ones alone."""
+
 N_TRIED = 20
 """Directions of which the cheat takes the strongest."""
 
@@ -151,7 +154,7 @@ def _judged(
             (cheat, (LOWERS, "metric"), N_TRIED),
         ):
             rng = generator_for(settings.seed, "random directions", name, index)
-            of_kind = {(d, s): tables[site, d, s, kind] for d in (CLAIMED, CONTROLS) for s in SPLITS}
+            of_kind = {place: tables[(site, *place, kind)] for place in MEASURED}
             tally.add(_claim_on(specimen.pool, of_kind, prompts, kind, rng, unit=unit, n_tried=n_tried))
         counts = ", ".join(str(tally.n_supported) for _, tally in (*tallies.values(), cheat))
         told(f"{index + 1} of {settings.n_claims}, supported: {counts}")
@@ -188,7 +191,7 @@ def _tables(settings: Settings, name: str, specimen: Specimen) -> dict[tuple[str
         (site, drawn, split, kind): Table(specimen=specimen, site=site, drawn=drawn, split=split, kind=kind)
         for site in specimen.sites
         for kind in (LOWERS, RECOVERS, RAISES)
-        for drawn, split in ((CLAIMED, "validation"), (CLAIMED, "held_out"), (CONTROLS, "held_out"))
+        for drawn, split in MEASURED
     }
     files = {one: settings.work / f"{table.key}.safetensors" for one, table in wanted.items()}
     missing = [(table, str(files[one])) for one, table in wanted.items() if not files[one].is_file()]

@@ -36,7 +36,10 @@ def test_the_written_edges_are_found_and_their_claim_supported(tmp_path: Path) -
     assert ClaimRecord.load(files["claim.json"]).claim.id == found.record.claim.id
     result = json.loads(files["result.json"].read_text())
     assert result["verdict"]["outcome"] == "supported"
+    assert list(result["sizes"]) == ["magnitude", "signed"]
+    assert result["sizes"]["signed"]["cpr"] == pytest.approx(found.curves[1].cpr)
     page = files["report.html"].read_text()
+    assert "CPR over log size" in page
     assert "a1.11" in page and "Would other prompts" in page and "mechscope circuit ..." in page
     beside = {test["name"]: test["outcome"] for test in result["verdict"]["checks"]["tests"]}
     assert beside["sufficiency"] == beside["worst part removed"] == "holds"

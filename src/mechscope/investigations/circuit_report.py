@@ -1,11 +1,14 @@
 """The report of a circuit: the verdict, the graph, what it carries, how stable it is, what was not shown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mechscope.circuits.evaluation import CircuitEvaluation
-from mechscope.figures import Block, Bullets, Lines, Prose, Report, Section, Table
+from mechscope.circuits.size_curve import SizeCurve
+from mechscope.figures import Block, Bullets, LabelledArray, Lines, Prose, Report, Section, Table
 from mechscope.figures.shown import number
 from mechscope.investigations.circuit_checks_section import checks_sections
 from mechscope.investigations.circuit_search import CircuitInvestigation
@@ -34,6 +37,16 @@ def circuit_to_json(found: CircuitInvestigation) -> dict[str, Any]:
         "behavior": found.behavior.name,
         "circuit": found.circuit.to_json(),
         "evaluation": found.evaluation.to_json(),
+        "sizes": {
+            curve.by: {
+                "fractions": list(curve.fractions),
+                "n_edges": list(curve.n_edges),
+                "faithfulness": list(curve.faithfulness),
+                "cpr": curve.cpr,
+                "cmd": curve.cmd,
+            }
+            for curve in found.curves
+        },
         "stability": None
         if stability is None
         else {
@@ -114,15 +127,37 @@ def _measures(found: CircuitInvestigation) -> Section:
                 else "Removing any single edge changes the metric by at least 1% of the gap."
             )
         )
-    if found.curve is not None:
-        blocks.append(
-            Lines(
-                found.curve.labelled(),
-                "The strongest edges by the size of their score, as shares of all edges; edges on no path from the "
-                "embedding to the logits are dropped, so that the fewest may carry nothing.",
-            )
-        )
+    if found.curves:
+        blocks += _sizes(found.curves)
     return Section("What it carries", blocks)
+
+
+def _sizes(curves: Sequence[SizeCurve]) -> list[Block]:
+    """Faithfulness by size, and the areas that benchmarks compare methods by."""
+    first = curves[0]
+    shares = [f"{share:g}" for share in first.fractions]
+    array = LabelledArray(
+        np.array([curve.faithfulness for curve in curves]),
+        ("strongest by", "share of edges"),
+        coords={"strongest by": [curve.by for curve in curves], "share of edges": shares},
+        unit="faithfulness",
+        title="Faithfulness by size",
+        conventions=first.settings,
+    )
+    return [
+        Lines(
+            array,
+            "The strongest edges by the magnitude of their score, and by the signed score, as shares of all edges; "
+            "edges on no path from the embedding to the logits are dropped, so that the fewest may carry nothing.",
+        ),
+        Table(
+            ("strongest by", "CPR", "CMD", "CPR over log size", "CMD over log size"),
+            [(curve.by, curve.cpr, curve.cmd, curve.cpr_log, curve.cmd_log) for curve in curves],
+            caption="CPR is the area under faithfulness by size, CMD that between it and 1. Benchmarks take CPR of "
+            "signed scores and CMD of magnitudes. Half of each is the last half of the edges, so the areas over log "
+            "size stand beside.",
+        ),
+    ]
 
 
 def _removed(settings: Mapping[str, Any]) -> str:

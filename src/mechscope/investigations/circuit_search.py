@@ -48,14 +48,15 @@ class CircuitInvestigation(FoundCircuit):
     """What was found about a behaviour's circuit of edges.
 
     Args:
-        curve: Faithfulness by size, on held-out prompts; None where the method scores no edges.
+        curves: Faithfulness by size on held-out prompts, of the strongest edges by magnitude and by signed scores; none
+            where the method scores no edges.
         stability: Discovery on resampled units; None if it was not asked for.
         stable: Evaluation of the edges that keep being found; None without such edges.
     """
 
     circuit: Circuit
     evaluation: CircuitEvaluation
-    curve: SizeCurve | None
+    curves: tuple[SizeCurve, ...]
     stability: Stability | None
     stable: CircuitEvaluation | None
 
@@ -100,9 +101,10 @@ def investigate_circuit(
     stages.begin("describing the circuit on held-out prompts", 0.5, 0.6)
     held_out = behavior.held_out.select(range(min(N_EVALUATED, len(behavior.held_out))))
     evaluation = evaluate_circuits(model, [circuit], held_out, measures=Measures(seed=search.seed))[0]
-    curve = None
+    curves: tuple[SizeCurve, ...] = ()
     if circuit.scores is not None:
-        curve = size_curve(model, circuit, split=held_out, by="magnitude")
+        orders = ("magnitude", "signed")
+        curves = tuple(size_curve(model, circuit, split=held_out, by=order) for order in orders)
     stability = stable = None
     if search.n_runs:
         stages.begin("searching on resampled prompts", 0.6, 0.99, part=1.0)
@@ -117,7 +119,7 @@ def investigate_circuit(
         behavior=behavior,
         circuit=circuit,
         evaluation=evaluation,
-        curve=curve,
+        curves=curves,
         stability=stability,
         stable=stable,
         record=record,

@@ -124,17 +124,21 @@ def test_a_replay_that_forgets_one_layer_is_noticed(monkeypatch: pytest.MonkeyPa
     assert worst_difference(model, experiments)[0] > 1e-6
 
 
-def check_random_experiments(family: str, data: st.DataObject) -> None:
-    model = opened(family, torch.float64)
+ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}
+"""Largest difference over the range of what was measured."""
+
+
+def check_random_experiments(family: str, data: st.DataObject, dtype: torch.dtype = torch.float64) -> None:
+    model = opened(family, dtype)
     experiments = random_experiments(data, model)
     try:
         found = compared(model, experiments)
     except MechscopeError as refusal:  # a mean over choices, say: refused by both
-        with pytest.raises(type(refusal)), in_double():
+        with pytest.raises(type(refusal)), in_double() if dtype == torch.float64 else nullcontext():
             run_naively(model, experiments)
         return
     assert found.is_explained, str(found)
-    assert found.difference < 1e-10, experiments[found.worst]
+    assert found.difference < ROUNDING[dtype], experiments[found.worst]
 
 
 @pytest.mark.filterwarnings("ignore:Scaling all of")
@@ -143,6 +147,19 @@ def check_random_experiments(family: str, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_random_experiments_equal_whole_forwards(family: str, data: st.DataObject) -> None:
     check_random_experiments(family, data)
+
+
+@pytest.mark.filterwarnings("ignore:Scaling all of")
+@pytest.mark.parametrize(
+    "family",
+    [name if name in QUICK_IN_SINGLE else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
+@settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_random_experiments_in_single_precision_agree_to_its_rounding(
+    family: str, data: st.DataObject
+) -> None:
+    check_random_experiments(family, data, torch.float32)
 
 
 @pytest.mark.slow

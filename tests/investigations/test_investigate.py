@@ -158,6 +158,34 @@ def test_an_untrained_model_is_not_explained(model, behavior, tmp_path: Path) ->
     assert "no claim" in written["report.html"].read_text(encoding="utf-8")
 
 
+def test_a_quick_loop_goes_from_prompts_to_a_tested_claim_and_a_page_with_its_pictures(
+    model: ms.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole loop but for edges, eight prompts searched, and 49 controls: eight heads a layer to draw them from."""
+    others = {layer: range(8) if layer == 0 else range(8, 16) for layer in range(2)}
+    monkeypatch.setattr("mechscope.claims.control_families.universe_of", lambda *_: others)
+    monkeypatch.setattr("mechscope.investigations.investigate.N_SEARCHED", 8)
+    without = EdgePart(stopped="No edges were looked for.")
+    for name in ("find_edges", "claim_edges"):
+        monkeypatch.setattr(f"mechscope.investigations.investigate.{name}", lambda *_, **__: without)
+    found = investigate(
+        model, ms.behaviors.load("induction", model, n=200, seed=0), ledger=tmp_path / "ledger"
+    )
+    assert found.outcome == "supported" and found.record.claim.mechanism == TRUE
+    assert len(Ledger(tmp_path / "ledger").entries()) == 1
+    page = save_investigation(found, tmp_path / "out")["report.html"].read_text(encoding="utf-8")
+    where, heads = (
+        page.split(f">{title}</h2>")[1].split("<h2")[0] for title in ("Where it is carried", "The heads")
+    )
+    assert len(found.grids) > 2
+    for title in found.grids:
+        assert f"Heatmap: {title[0].upper() + title[1:]}" in where
+    n_prompts = len(found.heads.patterns)
+    assert heads.count('class="ms-attention"') == n_prompts > 0
+    for head in ("0.5", "1.11"):
+        assert heads.count(f"Attention pattern of head {head}") == n_prompts
+
+
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("ledger")

@@ -78,6 +78,46 @@ def test_every_point_has_its_value_and_shape(name: str) -> None:
         )
 
 
+WITHOUT_HEAD_OUTPUTS = ("bloom", "falcon_7b", "falcon_40b", "falcon_rw")
+"""Families in which no head's own output can be derived."""
+
+NORMS = ("ln1", "ln2", "ln_final")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_head_outputs_sum_to_what_attention_returns_less_its_bias(name: str) -> None:
+    model, batch = opened(name), rows()
+    sites = {str(site) for site in model.sites}
+    assert ("head_out.1" in sites) == (name not in WITHOUT_HEAD_OUTPUTS)
+    if "head_out.1" not in sites:
+        return
+    with torch.no_grad(), in_double():
+        cache = model.run(batch, capture=["z.1", "attn_raw.1"]).cache
+        total = cache["head_out.1"].sum(2)
+        if model.weights.has("b_O", 1):
+            total = total + model.weights["b_O", 1]
+    assert difference(Site("attn_raw", 1), total, cache["attn_raw.1"], batch) < EXACT
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_norms_output_is_a_line_in_each_coordinate_of_its_unscaled_output(name: str) -> None:
+    """Weight and bias act on each coordinate by itself; the slopes are found by least squares, not read."""
+    model, batch = opened(name), rows()
+    real = batch.mask.bool()
+    with torch.no_grad(), in_double():
+        cache = model.run(batch, capture="*").cache
+        for norm in NORMS:
+            at = "" if norm == "ln_final" else ".1"
+            if f"{norm}_normalized{at}" not in {str(site) for site in model.sites}:
+                continue
+            before, after = cache[f"{norm}_normalized{at}"][real], cache[f"{norm}{at}"][real]
+            x, y = before - before.mean(0), after - after.mean(0)
+            slope = (x * y).sum(0) / x.square().sum(0)
+            assert float((y - slope * x).abs().max() / y.abs().max()) < EXACT, norm
+            if name != "native_bidirectional":  # its weights are 1
+                assert float((y - x).abs().max() / y.abs().max()) > 1e-6, "weights of 1 would show nothing"
+
+
 @pytest.mark.parametrize(("name", "point"), cases())
 def test_a_write_has_the_effects_of_arithmetic_and_no_other(name: str, point: str) -> None:
     tried = trial(name)

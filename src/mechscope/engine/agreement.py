@@ -3,6 +3,8 @@
 Owns: the comparison that the engine is held to. In a mixture a router may choose another expert at a near tie when a
 product is taken over another batch; the numbers then differ by more than rounding and neither run is wrong. Such a
 flip is reported with its margin and its experiment is left out of the difference; any other flip is a fault.
+The yardstick is the range of the numbers that were measured, not of all logits: metrics are mostly differences of two
+logits, so this range is the one that results are read on.
 """
 
 from collections.abc import Sequence

@@ -11,9 +11,9 @@ from mechscope.engine import changes, packed
 from mechscope.engine.agreement import compare_with_whole_forwards
 from mechscope.engine.execute import run_experiments
 from mechscope.engine.experiment import Experiment
-from mechscope.interventions.steering import add
 from mechscope.interventions.metrics import LogitDifference, answer_sets
 from mechscope.interventions.replace import Patch, edit, patch
+from mechscope.interventions.steering import add
 from mechscope.models.model import Model
 from mechscope.models.opening import wrap
 from tiny_models import tiny

@@ -24,7 +24,9 @@ def test_names_ours_and_foreign_mean_the_same_tensor() -> None:
     for name in (("resid_post", 1), "blocks.1.hook_resid_post", ms.Site("resid_post", 1), "resid_post.-2"):
         assert cache[name] is cache["resid_post.1"], name
     assert cache["blocks.1.attn.hook_z"] is cache["z.1"]
-    assert cache["ln_final.hook_normalized"].shape == (2, 8, 32)
+    assert cache["blocks.1.hook_q_input"] is cache["resid_pre.1"]
+    with pytest.warns(UserWarning, match="without folding its LayerNorm means ln_final"):
+        assert cache["ln_final.hook_normalized"].shape == (2, 8, 32)
     with pytest.raises(UnknownSite):
         cache["blocks.9.hook_resid_post"]
     assert "z.1" in cache and "pattern.1" in cache and "head_out.1" in cache

@@ -3,6 +3,7 @@
 Holds what the names need and no module, so a cache can keep it and outlive the model.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +47,10 @@ class Names:
             self._refuse_sum_before_norm(name, candidates[0], layer)
             for point in candidates:
                 if point in self._points:
-                    return self._available(point, layer, name)
+                    found = self._available(point, layer, name)
+                    if foreign_names.presumes_folding(name):
+                        _say_what_was_folded(name, found)
+                    return found
             return self._available(candidates[0], layer, name)
         site = Site.parse(name)
         return self._available(site.point, site.layer, name)
@@ -125,3 +129,13 @@ def _why_missing(point: str, anatomy: Anatomy) -> str:
     if point in ("router_logits", "expert_choice", "expert_weight", "expert_out"):
         return "this architecture is not a mixture of experts"
     return "this architecture computes no such tensor, or not as a module's input or output"
+
+
+def _say_what_was_folded(name: str, site: Site) -> None:
+    unfolded = str(site).replace("_normalized", "")
+    warnings.warn(
+        f'"{name}" is read as {site}: what the norm gives before its weight and bias. TransformerLens means that where '
+        f"it folded them away, as it does by default; without folding its LayerNorm means {unfolded}. Nothing is "
+        "folded here; either name of ours says which is meant.",
+        stacklevel=4,
+    )

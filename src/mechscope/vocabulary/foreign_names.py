@@ -21,6 +21,9 @@ _IN_BLOCK: dict[str, tuple[str, ...]] = {
     "hook_resid_mid": ("resid_mid",),
     "hook_resid_post": ("resid_post",),
     "hook_attn_in": ("resid_pre",),
+    "hook_q_input": ("resid_pre",),
+    "hook_k_input": ("resid_pre",),
+    "hook_v_input": ("resid_pre",),
     "hook_mlp_in": ("resid_mid",),
     "hook_attn_out": ("attn_out",),
     "hook_mlp_out": ("mlp_out",),
@@ -70,6 +73,16 @@ def translate(name: str) -> tuple[tuple[str, ...], int | None] | None:
     if (match := _BLOCK.fullmatch(name)) and match[2] in _IN_BLOCK:
         return _IN_BLOCK[match[2]], int(match[1])
     return None
+
+
+def presumes_folding(name: str) -> bool:
+    """Whether a foreign name means what it is translated to only where a norm's weight was folded away.
+
+    >>> presumes_folding("blocks.0.ln1.hook_normalized"), presumes_folding("blocks.0.ln1.hook_scale")
+    (True, False)
+    """
+    match = _BLOCK.fullmatch(name)
+    return (match[2] if match else name) in PRESUMES_FOLDING
 
 
 def foreign_name(point: str, layer: int | None) -> str | None:

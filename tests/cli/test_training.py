@@ -10,7 +10,7 @@ from mechscope.models.opening import BUNDLED
 
 TEXT = BUNDLED / "induction" / "calibration.txt"
 SITES = ["--site", "resid_post.0", "--site", "resid_post.0 -> resid_post.1"]
-SMALL = ["--width", 16, "--k", 2, "--batch", 16, "--tokens", 320]
+SMALL = ["--width", 16, "--k", 2, "--tokens", "320,16"]
 
 
 @pytest.fixture
@@ -65,6 +65,8 @@ def test_a_text_that_is_too_short_can_be_trained_on_in_smaller_steps(shell: Shel
         2,
     ]
     refused = shell("train-dictionary", *words)
-    assert is_refusal(refused, "EmptyPrompt") and "--batch" in refused.err
-    assert shell("train-dictionary", *words, "--batch", 8, "--width", 16).code == 0
+    assert is_refusal(refused, "EmptyPrompt") and "--tokens N,BATCH" in refused.err
+    assert shell("train-dictionary", *words, "--tokens", "0,8", "--width", 16).code == 0
+    for wrong in ("many", "1,2,3", "0,0", "-1"):
+        assert is_refusal(shell("train-dictionary", *words, "--tokens", wrong), "BadCommand")
     assert is_refusal(shell("train-dictionary", "induction", TEXT, "--out", tmp_path / "x"), "BadCommand")

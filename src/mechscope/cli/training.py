@@ -50,10 +50,14 @@ def train_dictionary(
         float | None,
         typer.Option("--k", help="Active latents a token that are aimed at; 32 where kind takes it."),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Tokens of a step.")] = 4096,
     tokens: Annotated[
-        int, typer.Option("--tokens", min=0, help="To train on; 0 is one pass through TEXT.")
-    ] = 0,
+        str,
+        typer.Option(
+            "--tokens",
+            metavar="N[,BATCH]",
+            help="To train on, 0 for one pass through TEXT; and of a step, 4096 unless you say.",
+        ),
+    ] = "0",
     seed: SeedOption = 0,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "cpu",
@@ -70,7 +74,8 @@ def train_dictionary(
 
     config = config_of(kind, width, k)
     jobs = [job_at(one, config, name=name_of(one)) for one in site]
-    training = Training(n_tokens=tokens or None, batch=batch, seed=seed)
+    n_tokens, batch = read_tokens(tokens)
+    training = Training(n_tokens=n_tokens or None, batch=batch, seed=seed)
     trained = train_to_folder(
         opened, jobs, text=text, folder=out, training=training, shows_progress=not as_json
     )
@@ -112,6 +117,26 @@ def config_of(kind: Kind, width: int, k: float | None) -> "Architecture":
             return dictionaries.JumpReLU(width=width, l0=aim)
         case Kind.relu:
             return dictionaries.ReLU(width=width)
+
+
+def read_tokens(text: str) -> tuple[int, int]:
+    """Tokens to train on, and tokens of a step.
+
+    >>> read_tokens("0"), read_tokens("800000,1024")
+    ((0, 4096), (800000, 1024))
+
+    Raises:
+        BadCommand: no such numbers.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts) or int(parts[-1] or 0) < len(parts) - 1:
+        raise BadCommand(
+            "Tokens are a number, or two with a comma between.",
+            got=f"--tokens {text}",
+            because="the first counts tokens to train on, 0 for one pass, the second those of a step",
+            instead="--tokens 0, --tokens 800000 or --tokens 0,1024",
+        )
+    return int(parts[0]), int(parts[1]) if len(parts) == 2 else 4096
 
 
 def _refuse_other_k(kind: Kind, k: float | None) -> None:

@@ -60,9 +60,9 @@ class Sampling:
 def generate(
     model: "mechscope.models.model.Model",
     inputs: Inputs,
+    *,
     interventions: Sequence[Write],
     settings: Sampling,
-    *,
     bos: bool | None = None,
 ) -> Any:
     """Continue prompts.

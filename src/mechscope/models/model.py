@@ -314,7 +314,8 @@ class Model:
         """
         settings = generation.Sampling(max_new_tokens=max_new_tokens, seed=seed, **options)
         spliced = [write for link in links_of(self, splice) for write in writes_of(link)]
-        return generation.generate(self, inputs, [*spliced, *interventions], settings, bos=bos)
+        writes = [*spliced, *interventions]
+        return generation.generate(self, inputs, interventions=writes, settings=settings, bos=bos)
 
     @contextmanager
     def intervening(

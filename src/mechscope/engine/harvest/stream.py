@@ -45,7 +45,7 @@ class ActivationStream:
                 "The text is shorter than one batch.",
                 got=f"{sum(self.blocks.sizes)} tokens, batches of {self.batch}",
                 because="a batch never holds a token twice",
-                instead="more text, or a smaller batch: Training(batch=...), on the command line --batch",
+                instead="more text, or a smaller batch: Training(batch=...), on the command line --tokens N,BATCH",
             )
 
     @property

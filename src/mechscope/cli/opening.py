@@ -64,7 +64,8 @@ def doctor(
 ) -> None:
     """Run the six-part self-check and show every comparison; exit 1 if a part fails."""
     opened = open_model(model, dtype=dtype.value, device=device, check=False)
-    from mechscope.models.self_check import check_model, tolerance_of
+    from mechscope.models.probe import tolerance_of
+    from mechscope.models.self_check import check_model
 
     findings = check_model(opened)
     passed = all(finding.holds for finding in findings)

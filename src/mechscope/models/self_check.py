@@ -13,62 +13,26 @@ The identities alone hold to the last bit when the causal mask is missing, so 1,
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mechscope.models.attention import attend, configurations
 from mechscope.models.derived import normed
 from mechscope.models.experts import weigh_experts
 from mechscope.models.frame import Frame
-from mechscope.models.inputs import TokenBatch, batch_of
+from mechscope.models.inputs import TokenBatch
 from mechscope.models.lock import held
+from mechscope.models.probe import Finding, Probe, Routes, relative_difference, tolerance_of
 from mechscope.models.resources import head_of
-from mechscope.models.running import Kept, Order, call_model, forward
+from mechscope.models.running import Kept, call_model
 from mechscope.models.session import Plan, session
 from mechscope.vocabulary.errors import SelfCheckFailed, UnsupportedModel
 from mechscope.vocabulary.sites import Site
 
 if TYPE_CHECKING:
     import mechscope.models.model
-
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
-"""Largest difference allowed, as a fraction of the compared tensor's range. The double-precision figure is set by
-families that compute their softmax in single precision whatever the model's dtype."""
-
-_HALF = (torch.bfloat16, torch.float16)
-_FLIPS = 3.0
-"""In half precision a mixture may choose another expert at a near tie, which moves its logits further than rounding."""
-
-_LONG, _SHORT = 9, 6
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the self-check.
-
-    Args:
-        part: One of the six parts.
-        what: What was compared, with its layer.
-        difference: Largest absolute difference over the compared tensor's range.
-        holds: Whether it passed.
-        note: Why not, in words.
-    """
-
-    part: str
-    what: str
-    difference: float
-    holds: bool
-    note: str = ""
-
-
-def tolerance_of(model: "mechscope.models.model.Model") -> float:
-    """Largest difference that a model's self-check allows, as a fraction of the compared tensor's range."""
-    flips = model.dtype in _HALF and bool(model.binding.experts)
-    return _TOLERANCE[model.dtype] * (_FLIPS if flips else 1.0)
 
 
 def check_model(model: "mechscope.models.model.Model") -> list[Finding]:
@@ -77,14 +41,14 @@ def check_model(model: "mechscope.models.model.Model") -> list[Finding]:
     Raises:
         UnsupportedModel: the class gives no logits, so that there is nothing to check.
     """
-    probe = _Probe(model)
+    probe = Probe(model)
     parts = (_forward, _identities, _causality, _padding, _calls, _writes)
     with held(model.hf), torch.no_grad():
         _refuse_without_logits(probe)
         return [finding for part in parts for finding in part(probe)]
 
 
-def _refuse_without_logits(probe: "_Probe") -> None:
+def _refuse_without_logits(probe: Probe) -> None:
     output = call_model(probe.binding, Frame.of(probe.long))
     if "logits" not in output:
         raise UnsupportedModel(
@@ -120,73 +84,28 @@ _At = Callable[[str], Tensor | None]
 """A layer's tensor at a point; None where it is not formed."""
 
 
-class _Probe:
-    """Random tokens of two lengths, and the passes that several parts share."""
-
-    def __init__(self, model: "mechscope.models.model.Model") -> None:
-        self.model = model
-        self.binding = model.binding
-        self.tolerance = tolerance_of(model)
-        generator = torch.Generator().manual_seed(0)
-        length = min(_LONG, model.n_context)
-        rows = torch.randint(0, model.d_vocab, (2, length), generator=generator).tolist()
-        self.long = batch_of(rows, pad_id=model.reader.pad_id)
-        self.padded = batch_of([rows[0], rows[1][: min(_SHORT, length - 1) or 1]], pad_id=model.reader.pad_id)
-
-    def plain(self, batch: TokenBatch) -> Tensor:
-        """Logits of the untouched model under its own attention."""
-        return call_model(self.binding, Frame.of(batch)).logits
-
-    def plain_rows(self, batch: TokenBatch) -> Tensor:
-        """As `plain`, row by row where the untouched model's padded forward is not finite.
-
-        In double precision the library's additive mask overflows single-precision softmaxes to -inf.
-        """
-        logits = self.plain(batch)
-        if bool(torch.isfinite(logits[batch.mask.bool()]).all()):
-            return logits
-        rows = [self.plain(batch.select([row]))[0] for row in range(len(batch))]
-        return torch.stack([F.pad(row, (0, 0, batch.shape[1] - len(row), 0)) for row in rows])
-
-    def ours(self, batch: TokenBatch, **order: object) -> Kept:
-        """A pass under our attention function, everything formed kept."""
-        wanted = order.pop("capture", tuple(self.binding.formed))
-        return forward(self.binding, Frame.of(batch), Order(capture=wanted, is_ours=True, **order))  # pyright: ignore
-
-    def compare(self, part: str, what: str, got: Tensor, wanted: Tensor) -> Finding:
-        """A finding from two tensors that should be equal."""
-        difference = relative_difference(got, wanted)
-        return Finding(part, what, difference, difference <= self.tolerance)
-
-
-def relative_difference(got: Tensor, wanted: Tensor) -> float:
-    """Largest absolute difference over the wanted tensor's range; infinite if either is not finite."""
-    got, wanted = got.double().cpu(), wanted.double().cpu()
-    if not bool(torch.isfinite(got).all() and torch.isfinite(wanted).all()):
-        return float("inf")
-    span = float(wanted.max() - wanted.min()) or 1.0
-    return float((got - wanted).abs().max()) / span
-
-
-def _forward(probe: _Probe) -> list[Finding]:
+def _forward(probe: Probe) -> list[Finding]:
     found = []
     for name, batch in (("unpadded", probe.long), ("padded", probe.padded)):
         real = batch.mask.bool()
-        kept = probe.ours(batch)
+        routes, routers = probe.plain_routes(batch)
+        kept = probe.ours(batch, routes)
         assert kept.logits is not None
         found.append(
             probe.compare("forward", f"logits, {name}", kept.logits[real], probe.plain_rows(batch)[real])
         )
+        for site, wanted in routers.items():
+            found.append(probe.compare("forward", f"{site}, {name}", kept.tensors[site][real], wanted[real]))
     if probe.binding.anatomy.attention.has_interface:
         found += _patterns(probe)
     return found
 
 
-def _patterns(probe: _Probe) -> list[Finding]:
-    wanted = _own_patterns(probe)
-    kept = probe.ours(probe.long)
+def _patterns(probe: Probe) -> list[Finding]:
+    wanted, routes = _own_patterns(probe)
     if not wanted:
         return []
+    kept = probe.ours(probe.long, routes)
     missing = [i for i in range(len(wanted)) if Site("pattern", i) not in kept.tensors]
     if missing:
         note = "no pattern was formed, since our attention function was not called"
@@ -198,22 +117,23 @@ def _patterns(probe: _Probe) -> list[Finding]:
     return [Finding("forward", f"pattern, layer {worst}", differences[worst], holds)]
 
 
-def _own_patterns(probe: _Probe) -> list[Tensor]:
-    """The model's own attention patterns under its eager attention; empty where it returns none."""
+def _own_patterns(probe: Probe) -> tuple[list[Tensor], Routes]:
+    """The model's own attention patterns under its eager attention, and its routes there; none where it has none."""
     configs = configurations(probe.binding.attentions)
     before = {key: config._attn_implementation_internal for key, config in configs.items()}
     try:
         for config in configs.values():
             config._attn_implementation_internal = "eager"
         output = call_model(probe.binding, Frame.of(probe.long), output_attentions=True)
+        routes, _ = probe.plain_routes(probe.long)
     finally:
         for key, config in configs.items():
             config._attn_implementation_internal = before[key]
     maps = output.attentions
-    return [] if maps is None or any(m is None for m in maps) else list(maps)
+    return ([] if maps is None or any(m is None for m in maps) else list(maps)), routes
 
 
-def _identities(probe: _Probe) -> list[Finding]:
+def _identities(probe: Probe) -> list[Finding]:
     kept = probe.ours(probe.padded)
     real = probe.padded.mask.bool()
     found: list[Finding] = []
@@ -230,7 +150,7 @@ def _identities(probe: _Probe) -> list[Finding]:
     return found
 
 
-def _layer_identities(probe: _Probe, kept: Kept, layer: int) -> list[tuple[str, Tensor, Tensor]]:
+def _layer_identities(probe: Probe, kept: Kept, layer: int) -> list[tuple[str, Tensor, Tensor]]:
     def at(point: str) -> Tensor | None:
         return kept.tensors.get(Site(point, layer))
 
@@ -253,7 +173,7 @@ def _layer_identities(probe: _Probe, kept: Kept, layer: int) -> list[tuple[str, 
     return pairs + _expert_identities(probe, kept, layer)
 
 
-def _sums(_probe: _Probe, at: _At, _layer: int) -> list[tuple[str, Tensor, Tensor]]:
+def _sums(_probe: Probe, at: _At, _layer: int) -> list[tuple[str, Tensor, Tensor]]:
     """What is added to the residual stream adds up to it."""
     pre, post, attn, mlp = at("resid_pre"), at("resid_post"), at("attn_out"), at("mlp_out")
     pairs: list[tuple[str, Tensor, Tensor]] = []
@@ -265,7 +185,7 @@ def _sums(_probe: _Probe, at: _At, _layer: int) -> list[tuple[str, Tensor, Tenso
     return pairs
 
 
-def _normed_sums(probe: _Probe, at: _At, layer: int) -> list[tuple[str, Tensor, Tensor]]:
+def _normed_sums(probe: Probe, at: _At, layer: int) -> list[tuple[str, Tensor, Tensor]]:
     """What is added is added and normed, twice a layer; the norms as their formula says, not by their modules."""
     home, norms = probe.binding.layers[layer], probe.binding.anatomy.norms
     pairs: list[tuple[str, Tensor, Tensor]] = []
@@ -280,7 +200,7 @@ def _normed_sums(probe: _Probe, at: _At, layer: int) -> list[tuple[str, Tensor, 
     return pairs
 
 
-def _expert_identities(probe: _Probe, kept: Kept, layer: int) -> list[tuple[str, Tensor, Tensor]]:
+def _expert_identities(probe: Probe, kept: Kept, layer: int) -> list[tuple[str, Tensor, Tensor]]:
     spec = probe.binding.anatomy.experts
     if spec is None or layer not in probe.binding.experts:
         return []
@@ -294,27 +214,31 @@ def _expert_identities(probe: _Probe, kept: Kept, layer: int) -> list[tuple[str,
     ]
 
 
-def _causality(probe: _Probe) -> list[Finding]:
+def _causality(probe: Probe) -> list[Finding]:
     if not probe.binding.anatomy.is_causal or probe.long.shape[1] < 2:
         return []
     ids = probe.long.ids.clone()
     ids[:, -1] = (ids[:, -1] + 1) % probe.model.d_vocab
     changed = TokenBatch(ids, probe.long.n_pad)
-    before, after = probe.ours(probe.long).logits, probe.ours(changed).logits
-    assert before is not None and after is not None
-    return [
-        probe.compare("causality", "earlier logits after another last token", after[:, :-1], before[:, :-1])
-    ]
+    before = probe.ours(probe.long)
+    routes = {site: route[:, :-1] for site, route in probe.routes_in(before).items()}
+    after = probe.ours(changed, routes)
+    assert before.logits is not None and after.logits is not None
+    what = "earlier logits after another last token"
+    return [probe.compare("causality", what, after.logits[:, :-1], before.logits[:, :-1])]
 
 
-def _padding(probe: _Probe) -> list[Finding]:
+def _padding(probe: Probe) -> list[Finding]:
     short = probe.padded.select([1])
-    together, alone = probe.ours(probe.padded).logits, probe.ours(short).logits
+    n_real = short.shape[1]
+    kept = probe.ours(probe.padded)
+    routes = {site: route[1:, -n_real:] for site, route in probe.routes_in(kept).items()}
+    together, alone = kept.logits, probe.ours(short, routes).logits
     assert together is not None and alone is not None
-    return [probe.compare("padding", "left-padded row = row alone", together[1, -short.shape[1] :], alone[0])]
+    return [probe.compare("padding", "left-padded row = row alone", together[1, -n_real:], alone[0])]
 
 
-def _calls(probe: _Probe) -> list[Finding]:
+def _calls(probe: Probe) -> list[Finding]:
     if not probe.binding.anatomy.attention.has_interface:
         return []
     found = []
@@ -343,13 +267,14 @@ def count_attention_calls(model: "mechscope.models.model.Model", batch: TokenBat
     return counts
 
 
-def _writes(probe: _Probe) -> list[Finding]:
+def _writes(probe: Probe) -> list[Finding]:
     binding = probe.binding
     sites = [site for site in binding.formed if site.row.is_writable]
     last = Site("resid_post", binding.n_layers - 1)
-    kept = probe.ours(probe.long, capture=(last,))
+    kept = probe.ours(probe.long, capture=(last, *probe.route_sites))
     base, end = kept.logits, kept.tensors[last]
-    own = probe.ours(probe.long, capture=(), writers=dict.fromkeys(sites, torch.clone)).logits
+    clones = dict.fromkeys((site for site in sites if site not in probe.route_sites), torch.clone)
+    own = probe.ours(probe.long, probe.routes_in(kept), capture=(), writers=clones).logits
     assert base is not None and own is not None
     found = [probe.compare("writes", "own values written back everywhere", own, base)]
     points = sorted({site.point for site in sites})
@@ -368,7 +293,7 @@ def _writes(probe: _Probe) -> list[Finding]:
     return found
 
 
-def _disturb(site: Site, probe: _Probe) -> Callable[[Tensor], Tensor]:
+def _disturb(site: Site, probe: Probe) -> Callable[[Tensor], Tensor]:
     """A writer of a value that is not proportional to the old one: norms undo a uniform scaling."""
 
     def write(value: Tensor) -> Tensor:

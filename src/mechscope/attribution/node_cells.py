@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mechscope.engine.cells import Layout
+from mechscope.engine.cells import GridLayout
 from mechscope.vocabulary.sites import Site
 
 _HEAD_AXES = ("head", "kv_head")
@@ -27,7 +27,7 @@ def by_component(product: Tensor, site: Site) -> Tensor:
     return product if axes[-1] in ("d_mlp", "expert") else product.flatten(2).sum(-1, keepdim=True)
 
 
-def cells_of(found: Tensor, layout: Layout, masks: tuple[Tensor, ...]) -> Tensor:
+def cells_of(found: Tensor, layout: GridLayout, masks: tuple[Tensor, ...]) -> Tensor:
     """Cells of one layer, [component, place, pair], from [batch, pos, component]."""
     if layout.component:
         found = found[..., [index or 0 for index in layout.indices]]

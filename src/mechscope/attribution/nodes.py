@@ -21,7 +21,7 @@ from mechscope.attribution.paths import Paths
 from mechscope.attribution.query_key import key_effects, query_effects
 from mechscope.attribution.settings import Direction, NodeSettings, refuse_unknown
 from mechscope.attribution.verification import Verified, verify
-from mechscope.engine.cells import Layout, lay_out
+from mechscope.engine.cells import GridLayout, lay_out_grid
 from mechscope.engine.pairs import Pairs, hash_of_prompts, metric_facts, refuse_unless_pairs
 from mechscope.figures.labelled import LabelledArray
 from mechscope.models.model import Model
@@ -78,7 +78,7 @@ def attribute(
     refuse_other_vocabulary(model, behavior)
     linearization = settings.linearization or (relp() if method == "relp" else plain())
     prompts = (behavior.clean, behavior.corrupt)
-    layout = lay_out(model, site, batches=prompts, positions=positions, units=settings.units)
+    layout = lay_out_grid(model, site, batches=prompts, positions=positions, units=settings.units)
     _refuse_without_gradient(layout.sites[0], linearization)
     found = [
         _Scoring(model, block, layout, settings, linearization, direction == "noising").scores(method)
@@ -123,7 +123,7 @@ class _Scoring:
 
     model: Model
     block: Block
-    layout: Layout
+    layout: GridLayout
     settings: NodeSettings
     linearization: Linearization
     is_noising: bool
@@ -211,7 +211,7 @@ class _Scoring:
 def _result(
     model: Model,
     behavior: Pairs,
-    layout: Layout,
+    layout: GridLayout,
     table: np.ndarray,
     facts: dict[str, Any],
     verified: Verified | None,

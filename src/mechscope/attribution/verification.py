@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import norm
 
 from mechscope.attribution.settings import NodeSettings
-from mechscope.engine.cells import Layout
+from mechscope.engine.cells import GridLayout
 from mechscope.engine.execute import run_experiments
 from mechscope.engine.experiment import Experiment
 from mechscope.interventions.donor import Donor
@@ -53,7 +53,7 @@ def verify(
     prompts: tuple[TokenBatch, TokenBatch],
     *,
     metric: Metric,
-    layout: Layout,
+    layout: GridLayout,
     predicted: np.ndarray,
     settings: NodeSettings,
 ) -> Verified:
@@ -117,7 +117,7 @@ def bound_of(effects: np.ndarray, members: np.ndarray) -> float:
     return float(bounds[usable].max()) if usable.all() else float("inf")
 
 
-def _writes(layout: Layout, donors: Sequence[Donor], cells: Sequence[Cell]) -> tuple[Patch, ...]:
+def _writes(layout: GridLayout, donors: Sequence[Donor], cells: Sequence[Cell]) -> tuple[Patch, ...]:
     """One patch for each layer and place, with all its heads or units."""
     name = "units" if layout.component == "unit" else "heads"
     found: list[Patch] = []

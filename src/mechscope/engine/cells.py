@@ -26,7 +26,7 @@ _UNIT_AXES = ("d_mlp", "expert")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class GridLayout:
     """The axes of a grid.
 
     Args:
@@ -52,14 +52,14 @@ class Layout:
         return coords
 
 
-def lay_out(
+def lay_out_grid(
     model: Model,
     site: str,
     *,
     batches: tuple[TokenBatch, TokenBatch],
     positions: Any,
     units: Sequence[int] | None,
-) -> Layout:
+) -> GridLayout:
     """The axes that a site and a choice of positions give."""
     sites = sites_of(model, site)
     row = sites[0].row
@@ -82,7 +82,7 @@ def lay_out(
             )
     default = ALL if component else each_position(batches)
     places = places_of(default if positions is None else positions, model, *batches)
-    return Layout(sites=sites, component=component, indices=indices, places=places)
+    return GridLayout(sites=sites, component=component, indices=indices, places=places)
 
 
 def sites_of(model: Model, name: str) -> tuple[Site, ...]:

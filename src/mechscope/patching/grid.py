@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from mechscope.engine.cells import Layout, lay_out
+from mechscope.engine.cells import GridLayout, lay_out_grid
 from mechscope.engine.execute import Progress, run_experiments
 from mechscope.engine.experiment import Experiment
 from mechscope.engine.pairs import Pairs, hash_of_prompts, metric_facts, refuse_unless_pairs
@@ -80,7 +80,7 @@ def patch_grid(
             f'"{direction}" is no direction.', got=direction, instead="denoising, or noising"
         )
     clean, corrupt, metric = pairs.clean, pairs.corrupt, pairs.metric
-    layout = lay_out(model, site, batches=(clean, corrupt), positions=positions, units=units)
+    layout = lay_out_grid(model, site, batches=(clean, corrupt), positions=positions, units=units)
     recipient, source = (corrupt, clean) if direction == "denoising" else (clean, corrupt)
     tables = [
         _measure_block(model, (recipient, source), metric, layout, rows=rows, progress=progress)
@@ -98,7 +98,7 @@ def patch_grid(
     return _result(model, layout, table, metric, settings, data_sha256=hash_of_prompts(clean, corrupt))
 
 
-def _blocks(model: Model, layout: Layout, recipient: TokenBatch) -> list[torch.Tensor]:
+def _blocks(model: Model, layout: GridLayout, recipient: TokenBatch) -> list[torch.Tensor]:
     """Rows of the pairs, cut so that a block's donor values fit into `DONOR_BYTES`."""
     per_row = bytes_per_row(model, layout.sites, recipient.shape[1])
     return list(torch.arange(len(recipient)).split(max(1, DONOR_BYTES // max(1, per_row))))
@@ -108,7 +108,7 @@ def _measure_block(
     model: Model,
     prompts: tuple[TokenBatch, TokenBatch],
     metric: Metric,
-    layout: Layout,
+    layout: GridLayout,
     *,
     rows: torch.Tensor,
     progress: Progress | None,
@@ -127,7 +127,7 @@ def _measure_block(
     return torch.cat([found[:1], given.measured[None], found[1:]]).numpy()
 
 
-def _writes(layout: Layout, places: Places, given: Source) -> list[Patch]:
+def _writes(layout: GridLayout, places: Places, given: Source) -> list[Patch]:
     """One patch a cell, in the order of the grid."""
     name = "units" if layout.component == "unit" else "heads"
     return [
@@ -143,7 +143,7 @@ def _writes(layout: Layout, places: Places, given: Source) -> list[Patch]:
 
 def _result(
     model: Model,
-    layout: Layout,
+    layout: GridLayout,
     table: np.ndarray,
     metric: Metric,
     settings: dict[str, Any],

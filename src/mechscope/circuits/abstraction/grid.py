@@ -18,7 +18,7 @@ from mechscope.circuits.abstraction.interchanges import draw_interchanges
 from mechscope.circuits.abstraction.place import Place
 from mechscope.circuits.abstraction.result import Share, share_of
 from mechscope.circuits.abstraction.swapping import Alignment, answers_under
-from mechscope.engine.cells import Layout, lay_out
+from mechscope.engine.cells import GridLayout, lay_out_grid
 from mechscope.figures.labelled import Label, LabelledArray
 from mechscope.models.model import Model
 from mechscope.records.fingerprint import ModelFingerprint
@@ -127,7 +127,7 @@ def interchange_grid(
     Caveat: a search over many cells finds a high one by chance; test it with `interchange` on other examples.
     """
     settings = settings or Interchanging()
-    layout = lay_out(
+    layout = lay_out_grid(
         model, site, batches=(examples.prompts, examples.prompts), positions=positions, units=None
     )
     pairs = draw_interchanges(
@@ -161,7 +161,7 @@ def interchange_grid(
     )
 
 
-def _cells(layout: Layout) -> Sequence[Place]:
+def _cells(layout: GridLayout) -> Sequence[Place]:
     """One place a cell, in the order of the grid."""
     places: list[Place] = []
     for site, index, selection in product(layout.sites, layout.indices, layout.places.selections):
@@ -179,7 +179,7 @@ def _cells(layout: Layout) -> Sequence[Place]:
     return places
 
 
-def _labelled(layout: Layout, shares: Sequence[Share], settings: Mapping[str, Any]) -> LabelledArray:
+def _labelled(layout: GridLayout, shares: Sequence[Share], settings: Mapping[str, Any]) -> LabelledArray:
     coords = layout.coords
     shape = tuple(len(labels) for labels in coords.values())
 

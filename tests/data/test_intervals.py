@@ -11,6 +11,7 @@ from mechscope.data.intervals import (
     Bootstrap,
     Resamples,
     bootstrap,
+    bootstraps,
     first_over_second,
     mean_bootstrap,
     ratio_bootstrap,
@@ -238,3 +239,24 @@ def test_crossed_entities_are_covered_conservatively_and_one_entity_alone_is_not
     assert misses(n_units, 400, units="ours", crossed=True) < 0.05
     assert misses(n_units, 400, units="first entity", crossed=True) > 0.075
     assert misses(n_units, 400, units="prompts", crossed=True) > 0.25
+
+
+def test_many_statistics_at_once_equal_each_by_itself() -> None:
+    rng = np.random.default_rng(2)
+    units = np.repeat(rng.permutation(25), 3)  # labels in no order
+    tokens, fires = rng.integers(5, 9, 75).astype(float), rng.poisson(1.0, (75, 4)).astype(float)
+    resamples = Resamples(units, seed=1, n_resamples=300)
+    table = np.concatenate([tokens[:, None], fires], axis=1)
+    together = bootstraps(resamples, table, lambda sums: sums[:, 1:] / sums[:, :1])
+    for number, found in enumerate(together):
+        alone = bootstrap(resamples, np.stack([fires[:, number], tokens], axis=1), first_over_second)
+        assert found.interval() == alone.interval()
+        assert (found.value, found.bias, found.acceleration) == (alone.value, alone.bias, alone.acceleration)
+
+
+def test_the_jackknife_leaves_out_the_unit_that_it_names() -> None:
+    rng = np.random.default_rng(3)
+    values, units = rng.normal(size=12), np.repeat([2, 0, 3, 1], 3)
+    resamples = Resamples(units, seed=0, n_resamples=10)
+    found = resamples.without_each(resamples.cell_sums(values[:, None]), lambda sums: sums[..., 0])[0]
+    assert np.allclose(found, [values[units != unit].sum() for unit in range(4)])

@@ -26,6 +26,7 @@ BEYOND_ALL = 1e6
 """Normal quantile of a bound that no resample reaches; large enough for the correction's limit."""
 
 Statistic = Callable[[Float[np.ndarray, "draw column"]], Float[np.ndarray, " draw"]]
+Statistics = Callable[[Float[np.ndarray, "draw column"]], Float[np.ndarray, "draw number"]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Resamples:
 
     def draws(
         self, sums: Float[np.ndarray, "cell column"], statistic: Statistic
-    ) -> Float[np.ndarray, " resample"]:
+    ) -> Float[np.ndarray, "resample *number"]:
         """`statistic` of the weighted column sums, for every resample."""
         parts = [
             statistic(self._weights[start : start + CHUNK_RESAMPLES].astype(np.float64) @ sums)
@@ -109,12 +110,15 @@ class Resamples:
 
     def without_each(
         self, sums: Float[np.ndarray, "cell column"], statistic: Statistic
-    ) -> list[Float[np.ndarray, " level"]]:
+    ) -> list[Float[np.ndarray, "level *number"]]:
         """The jackknife, pool by pool: `statistic` without the prompts of each level."""
         total, kept = sums.sum(axis=0), []
         for pool in sorted(set(self.units.pools)):
             rows = [index for index, owner in enumerate(self.units.pools) if owner == pool]
             levels = np.unique(self._cells[rows][self._cells[rows] != ABSENT])
+            if len(rows) == 1 and len(levels) == self._cells.shape[1]:  # a cell each: no square of units
+                kept.append(statistic(total - sums[np.argsort(self._cells[rows[0]])]))
+                continue
             member = np.zeros((levels.max() + 1, self._cells.shape[1]))
             for row in rows:
                 present = np.flatnonzero(self._cells[row] != ABSENT)
@@ -230,6 +234,22 @@ def bootstrap(
 
     Cost: n_resamples x n_cells x n_columns multiplications.
     """
+    return bootstraps(resamples, table, lambda sums: statistic(sums)[..., None])[0]
+
+
+def bootstraps(
+    resamples: Resamples, table: Float[np.ndarray, "prompt column"], statistic: Statistics
+) -> list[Bootstrap]:
+    """Resample many statistics of the same column sums at once, as `bootstrap` does one.
+
+    Args:
+        resamples: The weights.
+        table: Per-prompt columns, e.g. tokens, and at how many of them each latent fires.
+        statistic: Maps column sums `[draw, column]` to values `[draw, number]`.
+
+    Raises:
+        NotEnoughEvidence: as `bootstrap` does; for any of the numbers.
+    """
     if not np.isfinite(table).all():
         row, column = np.argwhere(~np.isfinite(table))[0]
         raise NotEnoughEvidence(
@@ -238,13 +258,20 @@ def bootstrap(
             because="no mean over it is one, and dropping the prompt would be selecting",
         )
     sums = resamples.cell_sums(table)
-    value = float(statistic(sums.sum(axis=0, keepdims=True))[0])
+    values = statistic(sums.sum(axis=0, keepdims=True))[0].tolist()
     n_units = resamples.units.n_units
     if n_units < 2:
-        return Bootstrap(value, np.empty(0), np.nan, 0.0, n_units)
+        return [Bootstrap(value, np.empty(0), np.nan, 0.0, n_units) for value in values]
     with np.errstate(divide="ignore", invalid="ignore"):
         draws = resamples.draws(sums, statistic)
         left_out = resamples.without_each(sums, statistic)
+    return [
+        _bootstrap_of(value, draws[:, number], [part[:, number] for part in left_out], n_units)
+        for number, value in enumerate(values)
+    ]
+
+
+def _bootstrap_of(value: float, draws: np.ndarray, left_out: list[np.ndarray], n_units: int) -> Bootstrap:
     defined = np.sort(draws[np.isfinite(draws)])
     if len(defined) < 0.99 * len(draws):
         raise NotEnoughEvidence(

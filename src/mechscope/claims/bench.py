@@ -31,6 +31,7 @@ from mechscope.engine.experiment import Experiment
 from mechscope.interventions.ablation import reference_rows
 from mechscope.interventions.metrics import Metric
 from mechscope.models.cache import Cache
+from mechscope.models.capturing import cache_at
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.records.canonical import canonical_json
@@ -263,7 +264,7 @@ class EngineBench:
 
     def _donor(self, mechanisms: Sequence[MeasurableMechanism], inputs: TokenBatch) -> Cache:
         sites = sorted({site for mechanism in mechanisms for site in mechanism.sites})
-        return self._model.run(inputs, capture=sites).cache
+        return cache_at(self._model, inputs, sites)
 
     def _others_of(self, mechanisms: Sequence[MeasurableMechanism], split: PairedSplit) -> Cache:
         """The corrupt values that a mechanism alone is restored into: of heads and MLPs, of neurons, of its site."""
@@ -279,7 +280,7 @@ class EngineBench:
         if key not in self._corrupt_runs:
             formed = {site.point for site in self._model.binding.formed}
             wanted = [f"{point}.*" for point in points if point in formed]
-            self._corrupt_runs[key] = self._model.run(split.corrupt, capture=wanted).cache
+            self._corrupt_runs[key] = cache_at(self._model, split.corrupt, wanted)
         return self._corrupt_runs[key]
 
     def _train_prompts(self, behavior: Any) -> TokenBatch:

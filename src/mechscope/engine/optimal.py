@@ -17,6 +17,7 @@ from mechscope.interventions.intervention import Value
 from mechscope.interventions.metrics import KL, Accuracy, Metric, Rank
 from mechscope.interventions.resolve import mean_over_tokens, reference_batch, resolve, sites_of
 from mechscope.interventions.subspace import move_inside
+from mechscope.models.capturing import cache_at
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.models.writing import to_token_form
@@ -164,7 +165,7 @@ def _holding(writes: Sequence[Write], constants: Mapping[tuple[int, Site], Tenso
 
 def _starts(model: Model, writes: Sequence[Ablation], batch: TokenBatch) -> dict[Site, _Start]:
     sites = sorted({site for write in writes for site in sites_of(model, write)})
-    cache = model.run(batch, capture=sites).cache
+    cache = cache_at(model, batch, sites)
     starts: dict[Site, _Start] = {}
     for site in sites:
         value = cache[site]

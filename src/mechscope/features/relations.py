@@ -14,6 +14,7 @@ from torch import Tensor
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.kernels.selection import largest
 from mechscope.engine.harvest.corpus import TokenCorpus
+from mechscope.models.capturing import cache_at
 from mechscope.models.derived import norm_weight
 from mechscope.models.model import Model
 from mechscope.vocabulary.sites import Site
@@ -96,8 +97,7 @@ def final_norm_scale(model: Model, corpus: TokenCorpus) -> float:
     if Site("ln_final_scale") not in model.binding.readable:
         return 1.0
     batch, mask = corpus.batch(range(min(_NORM_ROWS, corpus.n_rows)), model.reader.pad_id)
-    run = model.run(batch, capture=["ln_final_scale"])
-    scales = run["ln_final_scale"][..., 0][mask.to(model.device)]
+    scales = cache_at(model, batch, "ln_final_scale")["ln_final_scale"][..., 0][mask.to(model.device)]
     return float(scales.float().median()) if len(scales) else 1.0
 
 

@@ -17,6 +17,7 @@ from mechscope.attribution.linearization import attribution_graph as outputs_hel
 from mechscope.graphs.stations import ATTN_IN, LN_FINAL, MLP_IN, PER_LAYER
 from mechscope.models.anatomy import Norm, Part
 from mechscope.models.cache import Cache
+from mechscope.models.capturing import cache_at
 from mechscope.models.derived import norm_scale, norm_weight
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.limits import refuse_normed_stream
@@ -191,7 +192,7 @@ def freeze_model(model: Model, batch: TokenBatch, *, linear_mlps: Sequence[int] 
         )
     refuse_without_pattern(model)
     wanted = _wanted(model, linear_mlps)
-    cache = model.run(batch, capture=wanted).cache
+    cache = cache_at(model, batch, wanted)
     dtype = torch.promote_types(model.dtype, torch.float32)
     layers = [_layer(model, cache, i, dtype, has_gates=i in linear_mlps) for i in range(model.n_layers)]
     last = cache[Site("resid_post", model.n_layers - 1)]

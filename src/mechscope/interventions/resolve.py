@@ -9,6 +9,7 @@ from torch import Tensor
 from mechscope.interventions.ablation import Ablation
 from mechscope.interventions.donor import Donor
 from mechscope.interventions.intervention import Value
+from mechscope.models.capturing import cache_at
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.models.writing import from_token_form, to_token_form
@@ -17,6 +18,9 @@ from mechscope.vocabulary.protocols import Write
 from mechscope.vocabulary.sites import Site
 
 Reference = tuple[object, ...]
+
+TOKENS_AT_ONCE = 8_192
+"""Tokens of a reference set that are run at once; bounds what is held besides the values that are asked for."""
 
 
 @dataclass
@@ -94,9 +98,20 @@ def _measure(model: Model, writes: Sequence[Write]) -> dict[Reference, _Measured
     found: dict[Reference, _Measured] = {}
     for reference, wanted in sites.items():
         batch = reference_batch(model, reference)
-        run = model.run(batch, capture=sorted(wanted))
-        found[reference] = _Measured(batch, {site: run.cache[site] for site in wanted}, {})
+        found[reference] = _Measured(batch, _captured(model, batch, sorted(wanted)), {})
     return found
+
+
+def _captured(model: Model, batch: TokenBatch, sites: Sequence[Site]) -> dict[Site, Tensor]:
+    """Values at the sites, run up to the last of them in blocks of whole prompts."""
+    n_rows = max(1, TOKENS_AT_ONCE // batch.shape[1])
+    # Blocks keep all columns: `select` would cut those that are padding in a block.
+    blocks = [
+        TokenBatch(ids, n_pad, batch.bos)
+        for ids, n_pad in zip(batch.ids.split(n_rows), batch.n_pad.split(n_rows), strict=True)
+    ]
+    caches = [cache_at(model, block, sites) for block in blocks]
+    return {site: torch.cat([cache[site] for cache in caches]) for site in sites}
 
 
 def reference_batch(model: Model, reference: Reference) -> TokenBatch:

@@ -14,6 +14,7 @@ import numpy as np
 from mechscope.claims.mechanisms import Components, ModelSize
 from mechscope.engine.execute import run_experiments
 from mechscope.engine.experiment import Experiment
+from mechscope.models.capturing import cache_at
 from mechscope.models.model import Model
 
 Part = tuple[str, int, int]
@@ -163,7 +164,7 @@ class _Scorer:
         self._model, self._pairs = model, pairs
         self._size = ModelSize(model.n_layers, model.n_heads)
         points = {"z", "mlp_out"} & {site.point for site in model.binding.formed}
-        self._corrupt_run = model.run(pairs.corrupt, capture=[f"{point}.*" for point in sorted(points)]).cache
+        self._corrupt_run = cache_at(model, pairs.corrupt, [f"{point}.*" for point in sorted(points)])
         base = [Experiment(inputs=inputs, metric=pairs.metric) for inputs in (pairs.clean, pairs.corrupt)]
         clean, corrupt = run_experiments(model, base).values
         self._clean, self._corrupt = float(clean.mean()), float(corrupt.mean())

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mechscope.figures.labelled import Label, LabelledArray
 from mechscope.lenses.result import LensResult, hash_of, mean_over_prompts
+from mechscope.models.capturing import cache_at
 from mechscope.models.inputs import TokenBatch, batch_of
 from mechscope.models.model import Model
 from mechscope.records.seeds import generator_for
@@ -87,10 +88,10 @@ def head_scores(
     if kind not in OFFSETS:
         raise InterventionMismatch(f'"{kind}" is no kind of head.', got=kind, instead=", ".join(OFFSETS))
     batch, n_first, length = repeated_tokens(model, n_prompts=n_prompts, n_tokens=n_tokens, seed=seed)
-    run = model.run(batch, capture="pattern.*")
-    sites = list(run.cache)
+    cache = cache_at(model, batch, "pattern.*")
+    sites = list(cache)
     scores = torch.stack(
-        [_score(run.cache[site].detach().double(), kind, n_first, length).cpu() for site in sites]
+        [_score(cache[site].detach().double(), kind, n_first, length).cpu() for site in sites]
     )
     per_prompt = LabelledArray(
         scores.transpose(1, 2).numpy(),

@@ -82,7 +82,7 @@ class Facts:
             )
         key = tuple(sites)
         if key not in self._clean_runs:
-            self._clean_runs[key] = self._model.run(self._batch, capture=list(sites))
+            self._clean_runs[key] = self._model.run(self._batch, capture=list(sites), stop_after=max(sites))
         return self._clean_runs[key]
 
     def axis_size(self, axis: str) -> int | None:

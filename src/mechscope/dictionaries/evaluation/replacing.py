@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.interventions.replace import edit
+from mechscope.models.capturing import cache_at
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.models.splicing import Link, Replacement, Spliced, writes_of
@@ -56,7 +57,7 @@ def replacing(
     """
     given: dict[Site, Tensor] = {}
     if reading_of(dictionary) == "clean run":
-        cache = model.run(batch, capture=list(dictionary.reads)).cache
+        cache = cache_at(model, batch, list(dictionary.reads))
         given = {site: cache[site][counts.to(cache[site].device)] for site in dictionary.reads}
     put = replacement or Replacement(lambda read: applied(dictionary, read))
     link = Link(Spliced(dictionary, "drop"), replacement=put, given=given)

@@ -17,6 +17,7 @@ from mechscope.engine.kept_parts.run import MEMORY, Ablation, Kept, KeptRuns, wh
 from mechscope.interventions.metrics import Metric
 from mechscope.interventions.replace import freeze
 from mechscope.interventions.token_memory import TokenMemory
+from mechscope.models.capturing import cache_at
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import PointUnavailable
@@ -180,7 +181,7 @@ class ExpertRuns(KeptRuns):
     ) -> tuple[dict[str, RemovedExperts], tuple[Write, ...]]:
         frozen: tuple[Write, ...] = ()
         if self.routing == "frozen":
-            own = self.model.run(tokens, capture=["expert_choice.*", "expert_weight.*"])
+            own = cache_at(self.model, tokens, ["expert_choice.*", "expert_weight.*"])
             frozen = tuple(freeze(f"{point}.*", to=own) for point in ("expert_choice", "expert_weight"))
         if self.ablation == "zero":
             return {name: RemovedExperts() for name in self.whole}, frozen

@@ -48,7 +48,7 @@ def test_nothing_is_unembedded_nor_run_beyond_the_last_site() -> None:
     model = opened("gpt2")
     called: list[str] = []
     layers = model.binding.layers
-    handles = [model.hf.get_output_embeddings().register_forward_hook(lambda *_: called.append("head"))]
+    handles = [model.hf.get_submodule("lm_head").register_forward_hook(lambda *_: called.append("head"))]
     handles += [
         layer.register_forward_hook(lambda *_, index=index: called.append(f"layer {index}"))
         for index, layer in enumerate(layers)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from features.cases import N_LATENTS, corpus, dense_codes, dictionary_of, model_of
+from mechscope.data.firing import Firing, is_dead, is_denser_than
 from mechscope.features.exports import export_circuit_tracer, export_neuronpedia
 from mechscope.features.index import FeatureIndex, open_index
 from mechscope.vocabulary.errors import BadFile, PositionOutOfRange
@@ -79,6 +80,39 @@ def test_dead_and_dense_latents_are_listed_and_shown(index: FeatureIndex) -> Non
     assert index[5].activity.flag == "dead" and index[5].groups == () and index[6].activity.flag == "dense"
     assert "fires nowhere" in index[5].to_html()
     assert "dead" in repr(index) and "Latent 6" in repr(index[6])
+
+
+def test_density_and_shares_have_intervals_over_rows(index: FeatureIndex) -> None:
+    """As the same counts give that are made from dense codes."""
+    text, dense = corpus(), dense_codes(corpus())
+    rows = np.repeat(np.arange(text.n_rows), text.lengths.numpy())[text.counts.numpy()]
+    tokens, latents = np.nonzero(dense[text.counts.numpy()])
+    wanted = Firing.empty(n_units=text.n_rows, n_latents=N_LATENTS)
+    wanted.add(rows, tokens=tokens, latents=latents)
+    low, high = wanted.density_intervals(seed=0, n_resamples=1000)
+    for latent in (0, 5, 6, 11):
+        activity = index[latent].activity
+        assert (activity.density_low, activity.density_high) == (low[latent], high[latent])
+        assert activity.density_low <= activity.density <= activity.density_high
+    assert index[5].activity.density_high > 0, "that it never fired here does not say that it never fires"
+    shares = index.shares(dense=0.1)
+    assert shares["dead"] == wanted.share(is_dead)
+    assert shares["dense"] == wanted.share(is_denser_than(0.1))
+    assert shares["dense"][0] == len(index.dense()) / N_LATENTS
+
+
+def test_rows_in_groups_are_neighbours(index: FeatureIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechscope.features.rates.MOST_GROUPS", 8)
+    text, dense = corpus(), dense_codes(corpus())
+    rows = np.repeat(np.arange(text.n_rows), text.lengths.numpy())[text.counts.numpy()]
+    tokens, latents = np.nonzero(dense[text.counts.numpy()])
+    wanted = Firing.empty(n_units=text.n_rows, n_latents=N_LATENTS, most_groups=8)
+    wanted.add(rows, tokens=tokens, latents=latents)
+    assert wanted.counts.shape == (8, N_LATENTS)
+    assert index.shares()["dead"] == wanted.share(is_dead)
+    low, high = wanted.density_intervals(seed=0, n_resamples=1000)
+    activity = index[11].activity
+    assert (activity.density_low, activity.density_high) == (low[11], high[11])
 
 
 def test_a_latent_that_is_not_there_is_refused(index: FeatureIndex) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.special import betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from mechscope.data.units import ABSENT, Units, as_units
@@ -53,6 +53,17 @@ def clopper_pearson(hits: int, n: int, *, level: float = 0.95) -> Interval:
     low = 0.0 if hits == 0 else float(betaincinv(hits, n - hits + 1, tail))
     high = 1.0 if hits == n else float(betaincinv(hits + 1, n - hits, 1 - tail))
     return Interval(low, high, level, "clopper-pearson")
+
+
+def share_interval(
+    holds: Bool[np.ndarray, " unit"], *, seed: int, n_resamples: int = 1_000, level: float = 0.95
+) -> Interval:
+    """The bootstrap's interval of a share of units; the exact one where all are alike or there is one only."""
+    hits, n = int(holds.sum()), len(holds)
+    if hits in (0, n) or n < 2:
+        return clopper_pearson(hits, n, level=level) if n else Interval(-np.inf, np.inf, level, "none")
+    resamples = Resamples(np.arange(n), seed=seed, n_resamples=n_resamples)
+    return mean_bootstrap(resamples, holds.astype(np.float64)).interval(level)
 
 
 class Resamples:

@@ -23,6 +23,7 @@ from mechscope.records.seeds import generator_for
 from mechscope.vocabulary.errors import BadFile, DictionaryMismatch, PositionOutOfRange
 
 if TYPE_CHECKING:
+    from mechscope.data.intervals import Interval
     from mechscope.dictionaries.dictionary import Dictionary
     from mechscope.features.searching import SearchResult
     from mechscope.models.model import Model
@@ -115,7 +116,7 @@ class FeatureIndex:
         return FeaturePage(
             latent=latent,
             source=self.source,
-            activity=self._activity(latent),
+            activity=self._activity(latent, entries),
             groups=groups_of(entries, self.tokens, self.strings, latent=latent),
             promoted=effects[0],
             suppressed=effects[1],
@@ -130,6 +131,7 @@ class FeatureIndex:
                 "logit effects": "direct path, per unit of activation",
                 "final norm": f"held at its median scale {self.manifest.origin.norm_scale:.4g}",
                 "special tokens": "left out",
+                "interval of the density": "95%, over rows of the text",
             },
         )
 
@@ -152,6 +154,12 @@ class FeatureIndex:
         density = self.statistics.density
         order = np.argsort(-density, kind="stable")
         return order[density[order] > above].tolist()
+
+    def shares(self, *, dense: float = DENSE) -> "dict[str, tuple[float, Interval]]":
+        """Shares of latents that are "dead" and "dense" on this text, with 95% intervals over its rows."""
+        from mechscope.features.rates import shares_of_latents
+
+        return shares_of_latents(self, dense=dense)
 
     def label(self, latent: int, text: str, *, by: str = "hand") -> Label:
         """Say what a latent is taken to mean; kept beside the index."""
@@ -268,6 +276,13 @@ class FeatureIndex:
         return TokenReader(self.folder, self.manifest.tokens)
 
     @cached_property
+    def row_tokens(self) -> np.ndarray:
+        """Tokens that count in each row of the text."""
+        from mechscope.features.rates import tokens_of_rows
+
+        return tokens_of_rows(self)
+
+    @cached_property
     def strings(self) -> list[str]:
         """Text of every token id."""
         found = open_json(self.folder / "vocabulary.json")
@@ -299,13 +314,17 @@ class FeatureIndex:
         label = self.labels.get(latent)
         return Related(latent, value, label.text if label else "")
 
-    def _activity(self, latent: int) -> Activity:
-        found = self.statistics
+    def _activity(self, latent: int, entries: Entries) -> Activity:
+        from mechscope.features.rates import density_interval
+
+        found, (low, high) = self.statistics, density_interval(self, entries)
         fires, n = int(found.fires[latent]), self.n_tokens
         flag = "dead" if not fires else "dense" if fires > DENSE * n else ""
         return Activity(
             fires=fires,
             n_tokens=n,
+            density_low=low,
+            density_high=high,
             mean=float(found.mean[latent]),
             largest=float(found.largest[latent]),
             smallest=float(found.smallest[latent]),

@@ -77,6 +77,8 @@ class Activity:
     Args:
         fires: Tokens at which it does.
         n_tokens: Tokens that count.
+        density_low: Lower end of its density's 95% interval, over rows of the text.
+        density_high: Upper end; of a latent that never fired, a bound on how often it may in such a text.
         mean: Mean activation where it fires.
         largest: Largest activation.
         smallest: Smallest one that is not zero.
@@ -86,6 +88,8 @@ class Activity:
 
     fires: int
     n_tokens: int
+    density_low: float
+    density_high: float
     mean: float
     largest: float
     smallest: float

@@ -202,6 +202,7 @@ def _scores(label: Label) -> Table:
 def _figures(activity: Activity) -> dict[str, str]:
     return {
         "fires at": f"{activity.density:.3%} of tokens",
+        "95% interval": f"[{activity.density_low:.3%}, {activity.density_high:.3%}]",
         "tokens": f"{activity.fires:,}",
         "mean when on": number(activity.mean),
         "largest": number(activity.largest),

@@ -20,6 +20,7 @@ from dictionaries.evaluation.known import (
     wrongly_placed,
 )
 from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.evaluation.estimates import Estimator
 from mechscope.dictionaries.evaluation.result import Evaluation
 from mechscope.dictionaries.evaluation.run import evaluate
 from mechscope.dictionaries.evaluation.spec import EvaluationSettings
@@ -185,6 +186,23 @@ def test_each_tokens_error_averages_to_the_whole() -> None:
     found = evaluate(noisy(identity(32), 0.1), model_of("llama"), texts(), settings=settings)
     assert len(found.token_error) == found.n_tokens
     assert found.token_error.mean() == pytest.approx(found["fvu"].value, rel=1e-9)
+
+
+def test_densities_and_shares_of_latents_have_intervals_over_prompts() -> None:
+    model = model_of("llama")
+    found = evaluate(noisy(identity(32), 0.1), model, texts(), settings=QUICK)
+    for name in ("dead", "dense_1_percent", "dense_10_percent"):
+        assert found[name].low <= found[name].value <= found[name].high
+        assert found[name].method in ("jackknife", "clopper-pearson")
+        assert name in found.to_saebench()["eval_result_unstructured"]["intervals_95"]
+    low, high = found.latents["density_low"], found.latents["density_high"]
+    assert (low <= found.density).all() and (found.density <= high).all()
+    text = texts()
+    values = model.run(text, capture=[SITE]).cache[SITE]
+    fires = (noisy(identity(32), 0.1).encode(values) != 0) & text.mask.bool()[..., None]
+    columns = np.stack([text.n_real.numpy(), fires.sum(1)[:, 3].numpy()], axis=1).astype(float)
+    wanted = Estimator(len(text), n_resamples=100).ratio(columns[:, 1], columns[:, 0])
+    assert (low[3], high[3]) == pytest.approx((wanted.low, wanted.high))
 
 
 def test_it_is_saved_and_opened_as_it_was(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mechscope.data.intervals import clopper_pearson
 from mechscope.specimens import planted
 
 SETTINGS = planted.PlantedSettings(d_model=24, n_features=60, n_active=3.0)
@@ -120,3 +121,47 @@ def test_a_score_saves_and_draws(tmp_path: Path) -> None:
     assert (again.recovered, again.cosine.tolist()) == (score.recovered, score.cosine.tolist())
     assert int(score.histogram().values.sum()) == 60
     assert score.recovered_low <= score.recovered <= score.recovered_high
+    assert again.intervals == score.intervals
+
+
+def test_every_share_has_an_interval_over_what_it_is_a_share_of() -> None:
+    """Precision over the latents in use, splitting over features: 15 copies are 15 of 75 and 15 of 60."""
+    decoder = torch.cat([TRUTH.directions, TRUTH.directions[:15]])
+    score = planted.score_dictionary(TRUTH, decoder)
+    for name, hits, n in (("precision", 60, 75), ("split", 15, 60)):
+        low, high = score.intervals[name]
+        exact = clopper_pearson(hits, n)
+        assert low < getattr(score, name) < high
+        assert (low, high) == pytest.approx((exact.low, exact.high), abs=0.03)
+    low, high = score.intervals["live"]
+    assert (round(low, 2), high) == (0.95, 1.0), "exact: all 75 fired"
+
+
+def test_absorptions_interval_resamples_families() -> None:
+    """Half of the parents absorbed: whole families go together, so that firings of one do not count as many."""
+    truth = planted.plant(replace(SETTINGS, n_children=3))
+    codes = planted.PlantedStream(truth=truth, n_tokens=2000).batch(0).codes
+    table, parents = codes.dense(), truth.parents
+    children = (parents >= 0).nonzero()[:, 0]
+    owners = parents[children].unique()
+    for child in children.tolist():
+        if int(parents[child]) in owners[: len(owners) // 2].tolist():
+            table[table[:, child] != 0, int(parents[child])] = 0
+    fired = planted.dense_to_firings(table)
+    score = planted.score_dictionary(truth, truth.directions, codes=fired, features=codes)
+    assert score.absorption is not None
+    low, high = score.intervals["absorption"]
+    assert low < score.absorption < high
+    matching = planted.match_directions(truth.directions, truth.directions)
+    found = planted.measure_absorption(
+        fired,
+        codes,
+        matching=matching,
+        decoder=truth.directions,
+        directions=truth.directions,
+        parents=parents,
+    )
+    assert found.by_parent.sum(0)[1::2].tolist() == [found.n_with_child, found.n_alone]
+    assert score.absorption == pytest.approx((found.with_child - found.alone) / (1 - found.alone))
+    as_if_independent = clopper_pearson(int(found.by_parent[:, 0].sum()), found.n_with_child)
+    assert high - low > 2 * as_if_independent.width

@@ -129,7 +129,7 @@ def card(dictionary: Dictionary, model: Model, text: Inputs | None = None, *, ba
     flags = [*_against_record(found, readings, recorded, data == recorded.data_sha256)]
     flags += _against_the_possible(found, dictionary.settings, recorded)
     flags += _against_readings(found, readings)
-    dead = float((sums[""].fires == 0).mean())
+    dead = float((sums[""].density() == 0).mean())
     if dead == 1:
         flags.append(
             "no latent ever fires: a threshold in other units, or inputs that were scaled in training"

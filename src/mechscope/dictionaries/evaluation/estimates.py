@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import t as student
 
-from mechscope.data.intervals import Resamples, bootstrap
+from mechscope.data.intervals import Interval, Resamples, bootstrap
 from mechscope.vocabulary.errors import NotEnoughEvidence
 
 N_RESAMPLES = 1_000
@@ -29,7 +29,8 @@ class Estimate:
         value: On all prompts.
         low: Lower end; -inf where there are too few prompts to tell.
         high: Upper end.
-        method: How the interval was made: "bca", "percentile", "constant", "student" or "none".
+        method: How the interval was made: "bca", "percentile", "constant", "jackknife",
+            "clopper-pearson", "student" or "none".
     """
 
     value: float
@@ -41,6 +42,11 @@ class Estimate:
         if not math.isfinite(self.low) or not math.isfinite(self.high):
             return f"{self.value:.4g}"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    @classmethod
+    def of(cls, value: float, interval: Interval) -> "Estimate":
+        """A value with an interval that was found elsewhere."""
+        return cls(value, interval.low, interval.high, interval.method)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; `Estimate(**saved)` reads it."""
@@ -68,8 +74,7 @@ class Estimator:
             found = bootstrap(self._resamples, table, lambda sums: _quietly(statistic, sums))
         except NotEnoughEvidence:
             return Estimate(value, -math.inf, math.inf)
-        interval = found.interval(LEVEL)
-        return Estimate(value, interval.low, interval.high, interval.method)
+        return Estimate.of(value, found.interval(LEVEL))
 
     def ratio(self, above: np.ndarray, below: np.ndarray) -> Estimate:
         """Sum of one column over the sum of another: a mean where the second counts."""

@@ -6,6 +6,7 @@ Streams batch by batch in double precision; the batch size changes no result. Co
 import numpy as np
 import torch
 
+from mechscope.data.firing import Which, is_dead, is_denser_than
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.evaluation.estimates import Estimate, Estimator
 from mechscope.dictionaries.evaluation.losses import Losses, refuse_losses
@@ -18,6 +19,13 @@ from mechscope.dictionaries.evaluation.sums import Sums
 from mechscope.models.inputs import Inputs
 from mechscope.models.model import Model
 from mechscope.records.fingerprint import hash_tensors
+
+_SHARES: dict[str, Which] = {
+    "dead": is_dead,
+    "dense_1_percent": is_denser_than(0.01),
+    "dense_10_percent": is_denser_than(0.1),
+}
+"""Of latents; of this dictionary on such a text: intervals are over prompts."""
 
 
 def evaluate(
@@ -53,19 +61,14 @@ def evaluate(
     sums, token_error = _measured(dictionary, model, whole, chosen, skips)
     estimator = Estimator(len(whole), seed=chosen.seed, n_resamples=chosen.n_resamples)
     figures = sums.figures(estimator)
-    density = sums.density()
-    figures |= {
-        "dead": _plain(float((density == 0).mean())),
-        "dense_1_percent": _plain(float((density > 0.01).mean())),
-        "dense_10_percent": _plain(float((density > 0.1).mean())),
-    }
+    figures |= {name: Estimate.of(*sums.firing.share(which)) for name, which in _SHARES.items()}
     if chosen.losses:
         losses = _losses(dictionary, model, whole, chosen, skips, sums)
         figures |= losses.figures(estimator, way="replaced", ablation="ablated")
     return Evaluation(
         figures=figures,
-        density=density,
-        latents=numbers_per_latent(dictionary, sums),
+        density=sums.density(),
+        latents=numbers_per_latent(dictionary, sums, seed=chosen.seed, n_resamples=chosen.n_resamples),
         token_error=token_error / max(sums.variance, np.finfo(np.float64).tiny),
         n_tokens=sums.n_tokens,
         settings=chosen.to_json()
@@ -80,11 +83,6 @@ def evaluate(
         model=model.fingerprint,
         data_sha256=hash_tensors({"ids": whole.ids, "n_pad": whole.n_pad}),
     )
-
-
-def _plain(value: float) -> Estimate:
-    """A share of latents: of this dictionary and this text, with no interval over prompts."""
-    return Estimate(value, -np.inf, np.inf)
 
 
 def _measured(

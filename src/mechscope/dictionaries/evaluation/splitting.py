@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
+from mechscope.data.intervals import share_interval
 from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.dictionaries.evaluation.estimates import Estimate
 from mechscope.dictionaries.evaluation.stability import unit_rows
 from mechscope.records.seeds import seed_for
 from mechscope.vocabulary.errors import DictionaryMismatch
@@ -50,15 +52,19 @@ class FeatureTree:
         found = self.parents[level]
         return np.bincount(found[found != NEW], minlength=self.widths[level])
 
-    def shares(self, level: int) -> dict[str, float]:
-        """Of dictionary `level`: latents lost, kept and split in the next; of the next: latents that are new."""
+    def shares(self, level: int) -> dict[str, Estimate]:
+        """Of dictionary `level`: latents lost, kept and split in the next; of the next: latents that are new.
+
+        Intervals resample the latents that the share is of; they say nothing of another training.
+        """
         counts = self.n_children(level)
-        return {
-            "lost": float((counts == 0).mean()),
-            "kept": float((counts == 1).mean()),
-            "split": float((counts > 1).mean()),
-            "new": float((self.parents[level] == NEW).mean()),
+        is_so = {
+            "lost": counts == 0,
+            "kept": counts == 1,
+            "split": counts > 1,
+            "new": self.parents[level] == NEW,
         }
+        return {name: Estimate.of(float(so.mean()), share_interval(so, seed=0)) for name, so in is_so.items()}
 
 
 def feature_tree(

@@ -3,17 +3,19 @@
 A match means something only beside what random directions of the same number and width give, which is measured with it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
+from scipy.stats import t as student
 from torch import Tensor
 
+from mechscope.data.intervals import share_interval
 from mechscope.dictionaries.dictionary import Dictionary
-from mechscope.dictionaries.evaluation.estimates import Estimate, spread_of
+from mechscope.dictionaries.evaluation.estimates import LEVEL, Estimate, Estimator
 from mechscope.records.seeds import seed_for
 from mechscope.vocabulary.errors import DictionaryMismatch, NotEnoughEvidence
 
@@ -38,13 +40,14 @@ class Matching:
     has_bos: tuple[bool | None, ...] = ()
 
     @property
-    def mean_cosine(self) -> float:
-        """Over all latents of the first."""
-        return float(self.cosines.mean())
+    def mean_cosine(self) -> Estimate:
+        """Over all latents of the first, which are what its interval resamples; the pairing is held."""
+        return Estimator(len(self.cosines)).ratio(self.cosines, np.ones(len(self.cosines)))
 
-    def share_above(self, cosine: float = 0.7) -> float:
-        """Fraction of the first's latents whose partner points at least that much the same way."""
-        return float((self.cosines >= cosine).mean())
+    def share_above(self, cosine: float = 0.7) -> Estimate:
+        """Fraction of the first's latents whose partner points at least that much the same way, likewise."""
+        above = self.cosines >= cosine
+        return Estimate.of(float(above.mean()), share_interval(above, seed=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +56,9 @@ class Stability:
 
     Args:
         matchings: By pair of indices.
-        mean_cosine: Over pairs.
-        share_matched: Fraction matched at cosine 0.7 and more, over pairs.
+        mean_cosine: Over pairs. Its interval is over seeds, by the jackknife: pairs share seeds and are not
+            independent. Two seeds have none; each matching has one over latents.
+        share_matched: Fraction matched at cosine 0.7 and more, likewise.
         has_bos: Of each training, as in `Matching`.
     """
 
@@ -107,12 +111,23 @@ def seed_stability(dictionaries: Sequence[Dictionary], *, seed: int = 0) -> Stab
         )
     pairs = [(i, j) for i in range(len(dictionaries)) for j in range(i + 1, len(dictionaries))]
     matchings = {(i, j): match_latents(dictionaries[i], dictionaries[j], seed=seed) for i, j in pairs}
-    figures = (
-        [one.mean_cosine for one in matchings.values()],
-        [one.share_above() for one in matchings.values()],
-    )
-    mean, share = (spread_of(one) if len(one) > 1 else Estimate(one[0], -np.inf, np.inf) for one in figures)
+    n = len(dictionaries)
+    mean = over_pairs({pair: one.mean_cosine.value for pair, one in matchings.items()}, n)
+    share = over_pairs({pair: one.share_above().value for pair, one in matchings.items()}, n)
     return Stability(matchings, mean, share, _has_bos(dictionaries))
+
+
+def over_pairs(values: Mapping[tuple[int, int], float], n_seeds: int) -> Estimate:
+    """Mean over pairs of seeds, with Student's interval of the jackknife over seeds."""
+    mean = float(np.mean(list(values.values())))
+    if n_seeds < 3:
+        return Estimate(mean, -np.inf, np.inf)
+    without = np.array(
+        [np.mean([value for pair, value in values.items() if seed not in pair]) for seed in range(n_seeds)]
+    )
+    error = float(np.sqrt((n_seeds - 1) / n_seeds * np.square(without - without.mean()).sum()))
+    half = float(student.ppf(0.5 + LEVEL / 2, n_seeds - 1)) * error
+    return Estimate(mean, mean - half, mean + half, "jackknife")
 
 
 def _has_bos(dictionaries: Sequence[Dictionary]) -> tuple[bool | None, ...]:

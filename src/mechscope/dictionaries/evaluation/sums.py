@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mechscope.data.firing import Firing
 from mechscope.dictionaries.codes import SparseCodes
 from mechscope.dictionaries.evaluation.estimates import Estimate, Estimator
 
@@ -40,7 +41,7 @@ class Sums:
     Args:
         table: [unit, column], see `COLUMNS`.
         shift: Sum of the target less the pivot, [unit, d].
-        fires: Tokens at which each latent is active, [n_latents].
+        firing: Tokens at which each latent is active, by groups of prompts.
         prompts: Prompts in which each latent is active, [n_latents].
         strength: Sum of each latent's codes, [n_latents].
         pivot: [d]; the mean of the first prompt.
@@ -48,7 +49,7 @@ class Sums:
 
     table: Float[np.ndarray, "unit column"]
     shift: Float[np.ndarray, "unit d"]
-    fires: Float[np.ndarray, " latent"]
+    firing: Firing
     prompts: Float[np.ndarray, " latent"]
     strength: Float[np.ndarray, " latent"]
     pivot: Float[Tensor, " d"] | None = None
@@ -57,7 +58,8 @@ class Sums:
     def empty(cls, *, n_units: int, d_out: int, n_latents: int) -> "Sums":
         """Nothing counted yet."""
         table, shift = np.zeros((n_units, len(COLUMNS))), np.zeros((n_units, d_out))
-        return cls(table, shift, np.zeros(n_latents), np.zeros(n_latents), np.zeros(n_latents))
+        firing = Firing.empty(n_units=n_units, n_latents=n_latents)
+        return cls(table, shift, firing, np.zeros(n_latents), np.zeros(n_latents))
 
     def add(
         self,
@@ -96,9 +98,9 @@ class Sums:
         np.add.at(self.table, units.numpy(), torch.stack(columns, 1).numpy())
         np.add.at(self.shift, units.numpy(), about.numpy())
         latents = codes.latents.cpu().numpy()
-        self.fires += np.bincount(latents, minlength=len(self.fires))
-        n = len(self.fires)
-        pairs = np.unique(units.numpy()[codes.tokens.cpu().numpy()].astype(np.int64) * n + latents)
+        tokens, n = codes.tokens.cpu().numpy(), len(self.strength)
+        self.firing.add(units.numpy(), tokens=tokens, latents=latents)
+        pairs = np.unique(units.numpy()[tokens].astype(np.int64) * n + latents)
         self.prompts += np.bincount(pairs % n, minlength=n)
         self.strength += np.bincount(latents, weights=values.numpy(), minlength=len(self.strength))
 
@@ -148,7 +150,7 @@ class Sums:
 
     def density(self) -> Float[np.ndarray, " latent"]:
         """Share of tokens at which each latent is active, 0 to 1."""
-        return self.fires / max(1, self.n_tokens)
+        return self.firing.density
 
 
 def fvu_of_sums(sums: Float[np.ndarray, "draw column"]) -> Float[np.ndarray, " draw"]:

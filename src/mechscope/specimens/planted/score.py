@@ -1,29 +1,39 @@
 """The score of one dictionary on planted data: all measures together, as a frozen result that can be saved."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechscope.data.intervals import Interval, Resamples, mean_bootstrap
+from mechscope.data.intervals import (
+    Interval,
+    Resamples,
+    bootstrap,
+    mean_bootstrap,
+    share_interval,
+)
 from mechscope.records.record import Record
 from mechscope.specimens.planted.firings import Firings
 from mechscope.specimens.planted.scoring import (
     RECOVERED_ABOVE,
+    absorbed_share,
     detect_features,
     direction_precision,
     match_directions,
     measure_absorption,
+    own_latents,
     split_features,
 )
 from mechscope.specimens.planted.truth import Truth
 
 if TYPE_CHECKING:
     from mechscope.figures.labelled import LabelledArray
+
+N_RESAMPLES = 1_000
 
 
 class PlantedScoreRecord(Record):
@@ -34,11 +44,11 @@ class PlantedScoreRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PlantedScore:
-    """What a dictionary recovered of a planted truth. Shares are 0 to 1; intervals are of 95%, over features.
+    """What a dictionary recovered of a planted truth. Shares are 0 to 1; intervals are of 95%.
 
     Args:
         recovered: Share of features with a latent of their own at a cosine above 0.9 (Hungarian, one to one).
-        recovered_low: Lower end of its interval.
+        recovered_low: Lower end of its interval, over features.
         recovered_high: Upper end.
         precision: Share of live latents that are some feature's own.
         live: Share of latents that fired at all; 1 where no codes were given.
@@ -48,6 +58,8 @@ class PlantedScore:
         absorption: Share of parents' firings that a child's latent swallowed; None without codes or parents.
         cosine: Matched cosine of each feature.
         settings: Of the truth.
+        intervals: Ends by name: of precision over live latents, live over latents, split over features, firing
+            precision and recall over recovered features, absorption over parents. Records of before have none.
     """
 
     recovered: float
@@ -61,6 +73,7 @@ class PlantedScore:
     absorption: float | None
     cosine: Float[np.ndarray, " feature"]
     settings: dict[str, Any]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Write the score as a record."""
@@ -78,7 +91,9 @@ class PlantedScore:
     def load(cls, path: str | Path) -> "PlantedScore":
         """Read what `save` wrote."""
         record = PlantedScoreRecord.load(path)
-        return cls(settings=record.settings, cosine=record.arrays["cosine"], **record.numbers)
+        numbers: dict[str, Any] = dict(record.numbers)
+        ends = {name: (float(low), float(high)) for name, (low, high) in numbers.pop("intervals", {}).items()}
+        return cls(settings=record.settings, cosine=record.arrays["cosine"], intervals=ends, **numbers)
 
     def histogram(self, n_bins: int = 40) -> "LabelledArray":
         """Features by matched cosine, from -1 to 1."""
@@ -114,7 +129,7 @@ def score_dictionary(
         decoder: Rows that the dictionary writes, in the basis of the activations.
         codes: What it encoded held-out tokens as; latents that never fire count as dead and are not matched.
         features: The true codes of the same tokens, `batch.codes`.
-        seed: Of the bootstrap over features.
+        seed: Of the resamples.
 
     Cost: the Hungarian assignment; see `match_directions`.
     """
@@ -122,38 +137,57 @@ def score_dictionary(
     seen = torch.where(live[:, None], decoder.detach().cpu().float(), torch.zeros(1))
     matching = match_directions(seen, truth.directions)
     recovered = matching.recovered()
-    interval = _interval(recovered.numpy().astype(float), seed)
+    interval = share_interval(recovered.numpy(), seed=seed)
+    split = split_features(matching, live) >= 2
+    own = own_latents(matching)[live]
+    intervals = {
+        "precision": share_interval(own.numpy(), seed=seed),
+        "live": share_interval(live.numpy(), seed=seed),
+        "split": share_interval(split.numpy(), seed=seed),
+    }
     firing_precision = firing_recall = absorption = None
     if codes is not None and features is not None:
         detection = detect_features(codes, features, matching)
         seen_on = recovered & (features.counts > 0)
         if bool(seen_on.any()):
-            firing_precision = float(detection.precision[seen_on].mean())
-            firing_recall = float(detection.recall[seen_on].mean())
+            precisions, recalls = detection.precision[seen_on].double(), detection.recall[seen_on].double()
+            firing_precision, firing_recall = float(precisions.mean()), float(recalls.mean())
+            intervals["firing_precision"] = _of_mean(precisions, seed)
+            intervals["firing_recall"] = _of_mean(recalls, seed)
         if bool((truth.parents >= 0).any()):
-            absorption = measure_absorption(
+            found = measure_absorption(
                 codes,
                 features,
                 matching=matching,
                 decoder=seen,
                 directions=truth.directions,
                 parents=truth.parents,
-            ).rate
+            )
+            absorption = found.rate
+            intervals["absorption"] = _of_absorption(found.by_parent, seed)
     return PlantedScore(
         recovered=float(recovered.double().mean()),
         recovered_low=interval.low,
         recovered_high=interval.high,
         precision=direction_precision(matching, live),
         live=float(live.double().mean()),
-        split=float((split_features(matching, live) >= 2).double().mean()),
+        split=float(split.double().mean()),
         firing_precision=firing_precision,
         firing_recall=firing_recall,
         absorption=absorption,
         cosine=matching.cosine.numpy(),
         settings=asdict(truth.settings),
+        intervals={name: (one.low, one.high) for name, one in intervals.items() if np.isfinite(one.low)},
     )
 
 
-def _interval(recovered: np.ndarray, seed: int) -> Interval:
-    resamples = Resamples(np.arange(len(recovered)), seed=seed, n_resamples=1000)
-    return mean_bootstrap(resamples, recovered).interval()
+def _of_mean(values: Float[Tensor, " unit"], seed: int) -> Interval:
+    resamples = Resamples(np.arange(len(values)), seed=seed, n_resamples=N_RESAMPLES)
+    return mean_bootstrap(resamples, values.numpy()).interval()
+
+
+def _of_absorption(by_parent: Int[Tensor, "parent 4"], seed: int) -> Interval:
+    """Firings of one parent's children are one observation: what absorbs them is one latent's doing."""
+    resamples = Resamples(np.arange(len(by_parent)), seed=seed, n_resamples=N_RESAMPLES)
+    table = by_parent.double().numpy()
+    return bootstrap(resamples, table, lambda sums: absorbed_share(torch.from_numpy(sums)).numpy()).interval()

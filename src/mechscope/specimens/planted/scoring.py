@@ -102,9 +102,14 @@ def direction_precision(
 
     1 says that every latent in use means one planted feature; duplicates and mixtures lower it.
     """
-    own = torch.zeros(len(live), dtype=torch.bool)
+    return _share(int((own_latents(matching, threshold=threshold) & live.cpu()).sum()), int(live.sum()))
+
+
+def own_latents(matching: Matching, *, threshold: float = RECOVERED_ABOVE) -> Bool[Tensor, " latent"]:
+    """Which latents are paired with a feature at a cosine above `threshold`."""
+    own = torch.zeros(len(matching.best_feature), dtype=torch.bool)
     own[matching.latent[matching.recovered(threshold)]] = True
-    return _share(int((own & live.cpu()).sum()), int(live.sum()))
+    return own
 
 
 def split_features(
@@ -168,6 +173,7 @@ class Absorption:
             give about 0.
         n_with_child: Firings that `with_child` is a share of.
         n_alone: Firings that `alone` is a share of.
+        by_parent: Of each parent: firings absorbed, with a child on, missed, and alone.
     """
 
     with_child: float
@@ -175,11 +181,20 @@ class Absorption:
     cosine: float
     n_with_child: int
     n_alone: int
+    by_parent: Int[Tensor, "parent 4"]
 
     @property
     def rate(self) -> float:
         """Absorbed share beyond the plain misses, 0 to 1."""
-        return max(0.0, (self.with_child - self.alone) / (1 - self.alone)) if self.alone < 1 else 0.0
+        return float(absorbed_share(self.by_parent.double().sum(0)))
+
+
+def absorbed_share(sums: Float[Tensor, "*draw 4"]) -> Float[Tensor, "*draw"]:
+    """From sums (absorbed, with a child on, missed, alone): the absorbed share beyond the plain misses, 0 to 1."""
+    absorbed, with_child, missed, alone = sums.unbind(-1)
+    swallowed, misses = absorbed / with_child.clamp(min=1), missed / alone.clamp(min=1)
+    beyond = (swallowed - misses).clamp(min=0) / (1 - misses).clamp(min=1e-12)
+    return torch.where(misses < 1, beyond, torch.zeros_like(beyond))
 
 
 def measure_absorption(
@@ -211,6 +226,9 @@ def measure_absorption(
     lone = features_on.cells[is_parent[features_on.unit]]
     lone = lone[~torch.isin(lone, has_child_on)]
     missed = ~torch.isin(lone, on.cells)
+    owners = is_parent.nonzero()[:, 0]
+    lone_parent = lone % features.n_units
+    by_parent = [parents[child[absorbed]], parents[child], lone_parent[missed], lone_parent]
     children = learnt.nonzero()[:, 0]
     rows = _unit(decoder.double().cpu())[matching.latent[children]]
     cosines = (rows * _unit(directions.double().cpu())[parents[children]]).sum(1)
@@ -220,6 +238,9 @@ def measure_absorption(
         cosine=float(cosines.mean()) if len(children) else 0.0,
         n_with_child=len(absorbed),
         n_alone=len(missed),
+        by_parent=torch.stack(
+            [torch.bincount(one, minlength=features.n_units)[owners] for one in by_parent], dim=1
+        ),
     )
 
 

@@ -28,6 +28,15 @@ def graph(
     max_latents: Annotated[
         int, typer.Option("--max-latents", min=1, help="Trace so many of the most influential latents.")
     ] = 7500,
+    row_share: Annotated[
+        float,
+        typer.Option(
+            "--row-share",
+            min=0.1,
+            max=1.0,
+            help="Keep the strongest effects with this share of each row's size.",
+        ),
+    ] = 1.0,
     dtype: DtypeOption = Dtype.auto,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -35,10 +44,12 @@ def graph(
     """Trace which latents and tokens make the model say what it says next, and write the graph."""
     targets = targets_of(target)
     opened = open_model(model, dtype=dtype.value, device=device)
+    from mechscope.graphs.budget import Budget
     from mechscope.graphs.files import write_graph_files
 
+    budget = Budget(max_latents=max_latents, row_share=row_share)
     found = write_graph_files(
-        opened, prompt, transcoders=transcoders, out=out, targets=targets, max_latents=max_latents
+        opened, prompt, transcoders=transcoders, out=out, targets=targets, max_latents=budget
     )
     top = [(node, float(found.influence[node.index])) for node in found.latents()[:N_TOP]]
     shares = {

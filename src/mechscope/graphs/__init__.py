@@ -1,5 +1,6 @@
 """Floor 8: attribution graphs of a local replacement model: build, prune, intervene, exchange, view."""
 
+from mechscope.graphs.budget import Budget
 from mechscope.graphs.build import attribution_graph
 from mechscope.graphs.exchange import graph_from_json, graph_to_json, open_graph_json, save_graph_json
 from mechscope.graphs.files import write_graph_files
@@ -15,6 +16,7 @@ from mechscope.graphs.view import GraphView
 
 __all__ = [
     "AttributionGraph",
+    "Budget",
     "GraphView",
     "Node",
     "NodeIntervention",

@@ -1,7 +1,7 @@
 """Adjacency: direct effects between nodes, rows the targets, in blocks whose rows share their columns.
 
-Sources that no path connects to a target have no column there, so the matrix is as sparse as the model is causal.
-Blocks stand in topological order, last targets first.
+Sources that no path connects to a target have no column there, and a block of mostly zeros keeps what is not zero, so
+the matrix is as sparse as the model is causal. Blocks stand in topological order, last targets first.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,20 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-
-@dataclass(frozen=True, eq=False)
-class RowBlock:
-    """Some rows.
-
-    Args:
-        targets: Node of each row, [row].
-        sources: Node of each column, rising, [column].
-        values: Direct effects, [row, column].
-    """
-
-    targets: Int[np.ndarray, " row"]
-    sources: Int[np.ndarray, " column"]
-    values: Float[np.ndarray, "row column"]
+from mechscope.graphs.row_blocks import Block, RowBlock, input_sizes, packed
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,17 +23,17 @@ class Adjacency:
     """
 
     n_nodes: int
-    blocks: Sequence[RowBlock]
+    blocks: Sequence[Block]
 
     @property
     def n_edges(self) -> int:
         """Entries that are not zero."""
-        return int(sum(np.count_nonzero(block.values) for block in self.blocks))
+        return sum(block.n_edges for block in self.blocks)
 
     @property
     def n_bytes(self) -> int:
         """Memory of the entries and their columns."""
-        return sum(block.values.nbytes + block.sources.nbytes for block in self.blocks)
+        return sum(block.n_bytes for block in self.blocks)
 
     def to_dense(self) -> Float[np.ndarray, "target source"]:
         """The whole matrix. Memory: the square of the number of nodes."""
@@ -57,11 +44,11 @@ class Adjacency:
         return out
 
     def row(self, target: int) -> tuple[Int[np.ndarray, " column"], Float[np.ndarray, " column"]]:
-        """Sources of a target, and their effects."""
+        """Sources of a target, rising, and their effects; zeros may be among them."""
         for block in self.blocks:
             here = np.flatnonzero(block.targets == target)
             if len(here):
-                return block.sources, block.values[here[0]]
+                return block.row(int(here[0]))
         return np.zeros(0, np.int64), np.zeros(0)
 
     def column(self, source: int) -> tuple[Int[np.ndarray, " row"], Float[np.ndarray, " row"]]:
@@ -71,7 +58,7 @@ class Adjacency:
             here = np.searchsorted(block.sources, source)
             if here < len(block.sources) and block.sources[here] == source:
                 targets.append(block.targets)
-                values.append(block.values[:, here])
+                values.append(block.column(int(here)))
         return np.concatenate(targets), np.concatenate(values)
 
     def weight(self, target: int, source: int) -> float:
@@ -86,9 +73,18 @@ class Adjacency:
         place[kept] = np.arange(len(kept))
         return Adjacency(len(kept), list(self._taken(place)))
 
-    def _taken(self, place: Int[np.ndarray, " node"]) -> Iterator[RowBlock]:
+    def dropped(self) -> Float[np.ndarray, " node"]:
+        """Share of each target's inputs, by size, that is not in its row because only the strongest were kept."""
+        out = np.zeros(self.n_nodes)
+        for block in self.blocks:
+            if block.dropped is not None:
+                out[block.targets] = block.dropped / np.maximum(input_sizes(block, block.values), 1e-10)
+        return out
+
+    def _taken(self, place: Int[np.ndarray, " node"]) -> Iterator[Block]:
         for block in self.blocks:
             rows, columns = place[block.targets], place[block.sources]
             if (rows >= 0).any():
                 values = block.values[np.ix_(rows >= 0, columns >= 0)]
-                yield RowBlock(rows[rows >= 0], columns[columns >= 0], values)
+                dropped = None if block.dropped is None else block.dropped[rows >= 0]
+                yield packed(RowBlock(rows[rows >= 0], columns[columns >= 0], values, dropped))

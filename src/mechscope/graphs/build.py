@@ -1,8 +1,8 @@
 """Build: the attribution graph of one prompt, from dictionaries to nodes and direct effects.
 
 Rows are computed for blocks of targets that read one site, last positions first, and cut at once to the sources that
-can reach them; where all rows are wanted, sources come half of the way (`meeting`). What is held at a time does not
-grow with the number of targets; only the result does.
+can reach them; where all rows are wanted, sources come half of the way (`meeting`). A finished block is kept as what
+is not zero, if that is smaller. What is held at a time does not grow with the number of targets; only the result does.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechscope.graphs.adjacency import Adjacency, RowBlock
+from mechscope.graphs.adjacency import Adjacency
+from mechscope.graphs.budget import Budget
 from mechscope.graphs.frozen import linearization_of
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.influence import node_influence
@@ -21,6 +22,7 @@ from mechscope.graphs.local import Active, Local, open_local
 from mechscope.graphs.meeting import Meeting, choose_layer
 from mechscope.graphs.nodes import Nodes
 from mechscope.graphs.replacement import described, replacements_of
+from mechscope.graphs.row_blocks import Block, RowBlock, keep_strongest, packed
 from mechscope.graphs.stations import LN_FINAL, PER_LAYER, layer_of, site_of
 from mechscope.graphs.targets import Target, choose_targets, final_site, target_vectors
 from mechscope.models.inputs import Inputs, TokenBatch
@@ -42,7 +44,7 @@ def attribution_graph(
     prompt: Inputs,
     *,
     targets: Any = None,
-    max_latents: int | None = None,
+    max_latents: int | Budget | None = None,
     mlps: str = "constant",
     left_out: Sequence[int] | None = None,
 ) -> AttributionGraph:
@@ -58,7 +60,8 @@ def attribution_graph(
         prompt: One text, or its token ids.
         targets: Tokens to explain (text or id), pairs (a, b) for a minus b, or None: the likeliest tokens that
             together have 95%, at most ten.
-        max_latents: Compute rows for so many of the most influential latents only; None for all.
+        max_latents: Compute rows for so many of the most influential latents only; None for all. A `graphs.Budget`
+            also says how much of each row is kept.
         mlps: What becomes of MLPs without a dictionary: "constant" (an error node each) or "gates" (their linear path
             with gates held).
         left_out: Positions without latents and errors; None leaves out a beginning-of-sequence token.
@@ -76,16 +79,17 @@ def attribution_graph(
     parts = replacements_of(model, transcoders)
     batch = model.tokens(prompt)
     places = _left_out(model, batch, left_out)
+    budget = Budget.of(max_latents)
     with torch.no_grad():
         local = open_local(model, parts, batch=batch, mlps=mlps, left_out=places)
         final = local.frozen.value(Site("resid_post", model.n_layers - 1))[-1]
         chosen = choose_targets(model, targets, final)
-        rows = _Rows(model, local, chosen)
-        selected = rows.compute(max_latents)
+        rows = _Rows(model, local, targets=chosen, row_share=budget.row_share)
+        selected = rows.compute(budget.max_latents)
         graph = rows.graph(selected)
     settings = {
         "targets": [asdict(target) for target in chosen],
-        "max_latents": max_latents,
+        **asdict(budget),
         "mlps": mlps,
         "linearization": linearization_of(mlps).to_json(),
         "left_out": list(places),
@@ -106,14 +110,15 @@ def attribution_graph(
 class _Rows:
     """Blocks of rows as they are computed, and what they are made of."""
 
-    def __init__(self, model: Model, local: Local, targets: Sequence[Target]) -> None:
+    def __init__(self, model: Model, local: Local, *, targets: Sequence[Target], row_share: float) -> None:
         self._model = model
         self._local = local
         self._targets = targets
-        self._blocks: list[tuple[int, RowBlock]] = []
+        self._row_share = row_share
+        self._blocks: list[tuple[int, Block]] = []
         self._meeting: Meeting | None = None
         n = local.n_sources + len(targets)
-        self._totals, self._biases = np.zeros(n), np.zeros(n)
+        self._totals, self._biases, self._remainders = np.zeros(n), np.zeros(n), np.zeros(n)
 
     def compute(self, max_latents: int | None) -> np.ndarray:
         """Compute the targets' rows and those of (the most influential) latents; returns which latents, [n]."""
@@ -149,12 +154,12 @@ class _Rows:
         local, adjacency = self._local, self._adjacency()
         nodes, weights = self._nodes(), self._weights()
         kept = np.concatenate([selected, np.arange(local.n_latents, len(nodes))])
-        remainder = np.zeros(len(nodes))
+        remainder = self._remainders.copy()
         if len(kept) < len(nodes):
             unselected = np.ones(len(nodes), bool)
             unselected[kept] = False
             for block in adjacency.blocks:
-                remainder[block.targets] = block.values[:, unselected[block.sources]].sum(1)
+                remainder[block.targets] += block.values[:, unselected[block.sources]].sum(1)
             adjacency = adjacency.take(kept)
         return {
             "nodes": nodes.take(kept),
@@ -230,7 +235,9 @@ class _Rows:
             spans = list(self._reachable(start, position, before_cut=before_cut))
             values = torch.cat([rows[window, low:high] for low, high in spans], dim=1)
             sources = np.concatenate([np.arange(low, high, dtype=np.int32) for low, high in spans])
-            self._blocks.append((start, RowBlock(nodes[window], sources, values.cpu().numpy())))
+            block = RowBlock(nodes[window], sources, values.cpu().numpy())
+            block, self._remainders[nodes[window]] = keep_strongest(block, self._row_share)
+            self._blocks.append((start, packed(block)))
             first += n
 
     def _reachable(self, start: int, position: int, *, before_cut: bool) -> Iterable[tuple[int, int]]:

@@ -7,6 +7,7 @@ from typing import Any
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.opening import open_dictionary
 from mechscope.dictionaries.saving import is_ours
+from mechscope.graphs.budget import Budget
 from mechscope.graphs.build import attribution_graph
 from mechscope.graphs.exchange import save_graph_json
 from mechscope.graphs.graph import AttributionGraph
@@ -24,7 +25,7 @@ def write_graph_files(
     out: str | Path,
     targets: Any = None,
     shares: tuple[float, float] = (0.8, 0.98),
-    max_latents: int | None = 7500,
+    max_latents: int | Budget | None = 7500,
 ) -> AttributionGraph:
     """Trace a prompt and write what was found to a folder; returns the pruned graph.
 

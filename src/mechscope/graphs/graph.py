@@ -36,7 +36,7 @@ class AttributionGraph:
         weights: Of the targets, [node].
         totals: What each latent and logit reads, [node]; zero for the others.
         biases: Share of biases in it, [node].
-        remainders: Share of active latents that are no nodes, [node].
+        remainders: Share of active latents that are no nodes, and of effects that were dropped, [node].
         n_active: Latents that fired.
         targets: What is explained.
         settings: What the verb was told, as JSON.
@@ -76,6 +76,11 @@ class AttributionGraph:
     def scores(self) -> Scores:
         """Replacement and completeness scores of this graph as it stands."""
         return score_graph(self.adjacency, self.nodes, self.weights)
+
+    @cached_property
+    def dropped(self) -> Float[np.ndarray, " node"]:
+        """Share of each node's inputs, by size, whose effects were not kept (`Budget.row_share`)."""
+        return self.adjacency.dropped()
 
     def prune(self, node_share: float = 0.8, edge_share: float = 0.98) -> "AttributionGraph":
         """The graph of the fewest nodes and edges that hold these shares of the influence.
@@ -210,7 +215,8 @@ class AttributionGraph:
             f"replacement {number(self.scores.replacement)}, completeness {number(self.scores.completeness)}"
         )
         explained = ", ".join(target.label for target in self.targets)
-        return f"<AttributionGraph of {explained}: {said}, {self.adjacency.n_edges} edges, {scores}>"
+        lost = f", up to {self.dropped.max():.1%} of a row dropped" if self.dropped.any() else ""
+        return f"<AttributionGraph of {explained}: {said}, {self.adjacency.n_edges} edges, {scores}{lost}>"
 
     def _repr_html_(self) -> str:
         from mechscope.graphs.view import GraphView

@@ -2,6 +2,7 @@
 
 Rows of absolute direct effects are normalised to one; a node's influence is the sum over paths from the targets,
 weighted by their probabilities. A graph has no cycles, so one pass over its blocks, last targets first, is exact.
+What a row dropped stays in its sum, so that influence is never overstated. One block at a time is dense.
 Definitions: docs/methods/attribution_graphs.md.
 """
 
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from mechscope.graphs.adjacency import Adjacency, RowBlock
+from mechscope.graphs.adjacency import Adjacency
 from mechscope.graphs.nodes import KINDS, Nodes
+from mechscope.graphs.row_blocks import Block, RowBlock, input_sizes, packed
 
 SMALLEST_SUM = 1e-10
 """Row sums below it are taken for it, so that a target without sources divides by no zero."""
@@ -86,6 +88,8 @@ def prune(
     """Keep the fewest nodes, then the fewest edges, that hold these shares of the influence.
 
     Tokens and targets always stay. Latents and errors that lead nowhere, and latents that nothing reaches, go.
+
+    Cost: three passes over the entries, and their scores in double precision.
     """
     influence = node_influence(adjacency, weights)
     is_end = np.isin(nodes.kinds, [KINDS.index("token"), KINDS.index("logit")])
@@ -93,25 +97,28 @@ def prune(
     within, is_end = adjacency.take(first), is_end[first]
     is_latent = nodes.kinds[first] == KINDS.index("latent")
     reached = node_influence(within, weights[first]) + weights[first]
-    scores = [_shares(block) * reached[block.targets][:, None] for block in within.blocks]
-    least = _threshold(np.concatenate([score[score > 0] for score in scores] or [np.zeros(0)]), edge_share)
-    edges = [(score >= least) & (score > 0) for score in scores]
+    least = _threshold(
+        np.concatenate([_scores(block, reached)[1] for block in within.blocks] or [np.zeros(0)]), edge_share
+    )
+    edges = []
+    for block in within.blocks:
+        places, scores = _scores(block, reached)
+        edges.append(places[scores >= least])
     kept = np.ones(len(first), bool)
     while True:
         has_out, has_in = np.zeros(len(first), bool), np.zeros(len(first), bool)
-        for block, mask in zip(within.blocks, edges, strict=True):
-            has_out[block.sources] |= mask.any(0)
-            has_in[block.targets] |= mask.any(1)
+        for block, places in zip(within.blocks, edges, strict=True):
+            targets, sources = _ends(block, places)
+            has_out[sources] = True
+            has_in[targets] = True
         after = kept & (has_out | is_end) & (has_in | ~is_latent)
         if np.array_equal(after, kept):
             break
         kept = after
-        for block, mask in zip(within.blocks, edges, strict=True):
-            mask &= kept[block.targets][:, None] & kept[block.sources][None]
-    blocks = [
-        RowBlock(block.targets, block.sources, np.where(mask, block.values, 0))
-        for block, mask in zip(within.blocks, edges, strict=True)
-    ]
+        for i, block in enumerate(within.blocks):
+            targets, sources = _ends(block, edges[i])
+            edges[i] = edges[i][kept[targets] & kept[sources]]
+    blocks = [_only(block, places) for block, places in zip(within.blocks, edges, strict=True)]
     left = np.flatnonzero(kept)
     return Pruned(kept=first[left], adjacency=Adjacency(len(first), blocks).take(left))
 
@@ -125,9 +132,34 @@ def cumulative_share(influence: Float[np.ndarray, " node"]) -> Float[np.ndarray,
     return out
 
 
-def _shares(block: RowBlock) -> Float[np.ndarray, "row column"]:
-    sizes = np.abs(block.values)
-    return sizes / np.maximum(sizes.sum(1, keepdims=True), SMALLEST_SUM)
+def _shares(block: Block) -> Float[np.ndarray, "row column"]:
+    values = block.values
+    return np.abs(values) / np.maximum(input_sizes(block, values), SMALLEST_SUM)[:, None]
+
+
+def _scores(
+    block: Block, reached: Float[np.ndarray, " node"]
+) -> tuple[Int[np.ndarray, " edge"], Float[np.ndarray, " edge"]]:
+    """Places and scores of a block's edges that have one."""
+    scores = (_shares(block) * reached[block.targets][:, None]).reshape(-1)
+    places = np.flatnonzero(scores > 0)
+    return places, scores[places]
+
+
+def _ends(
+    block: Block, places: Int[np.ndarray, " edge"]
+) -> tuple[Int[np.ndarray, " edge"], Int[np.ndarray, " edge"]]:
+    """Targets and sources of some of a block's entries."""
+    rows, columns = np.divmod(places, max(len(block.sources), 1))
+    return block.targets[rows], block.sources[columns]
+
+
+def _only(block: Block, places: Int[np.ndarray, " edge"]) -> Block:
+    """The block with some of its entries."""
+    values = block.values
+    kept = np.zeros_like(values)
+    kept.reshape(-1)[places] = values.reshape(-1)[places]
+    return packed(RowBlock(block.targets, block.sources, kept, block.dropped))
 
 
 def _threshold(scores: Float[np.ndarray, " n"], share: float) -> float:

@@ -14,6 +14,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from mechscope.figures.labelled import LabelledArray
+from mechscope.graphs.row_blocks import input_sizes
 
 if TYPE_CHECKING:
     import mechscope.graphs.graph
@@ -98,8 +99,9 @@ def effects_between(graph: "mechscope.graphs.graph.AttributionGraph") -> Labelle
         place[list(group.members)] = number
     signed, sizes = np.zeros((len(labels), len(labels))), np.zeros(len(labels))
     for block in graph.adjacency.blocks:
-        np.add.at(signed, (place[block.targets][:, None], place[block.sources][None]), block.values)
-        np.add.at(sizes, place[block.targets], np.abs(block.values).sum(1))
+        values = block.values
+        np.add.at(signed, (place[block.targets][:, None], place[block.sources][None]), values)
+        np.add.at(sizes, place[block.targets], input_sizes(block, values))
     return LabelledArray(
         signed / np.maximum(sizes, 1e-10)[:, None],
         ("target", "source"),
@@ -118,8 +120,8 @@ def _alike(
     place[latents] = np.arange(len(latents))
     for block in graph.adjacency.blocks:
         columns, rows = place[block.sources] >= 0, place[block.targets] >= 0
-        sums = np.maximum(np.abs(block.values).sum(1, keepdims=True), 1e-10)
-        shares = block.values / sums
+        values = block.values
+        shares = values / np.maximum(input_sizes(block, values), 1e-10)[:, None]
         outputs[np.ix_(place[block.sources[columns]], block.targets)] = shares[:, columns].T
         inputs[np.ix_(place[block.targets[rows]], block.sources)] = shares[rows]
     both = [_cosines(outputs), _cosines(inputs)]

@@ -22,6 +22,7 @@ from mechscope.figures.markup import Markup, element, joined
 from mechscope.figures.shown import number, shown
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.nodes import KINDS
+from mechscope.graphs.row_blocks import input_sizes
 
 MOST_NODES = 1000
 MOST_EDGES = 30_000
@@ -110,7 +111,7 @@ def view_data(graph: AttributionGraph, labels: Mapping[str, str]) -> dict[str, A
     targets, sources, weights = _edges(graph)
     inputs = np.zeros(len(nodes))
     for block in graph.adjacency.blocks:
-        inputs[block.targets] = np.abs(block.values).sum(1)
+        inputs[block.targets] = input_sizes(block, block.values)
     return {
         "kinds": list(KINDS),
         "tokens": [shown(token) for token in nodes.tokens],
@@ -185,9 +186,10 @@ def _edges(graph: AttributionGraph, at_most: int = MOST_EDGES) -> tuple[np.ndarr
     """Targets, sources and effects of the edges that hold the largest shares of their targets' inputs."""
     columns: Sequence[list[np.ndarray]] = ([], [], [], [])
     for block in graph.adjacency.blocks:
-        rows, places = np.nonzero(block.values)
-        values = block.values[rows, places]
-        sums = np.maximum(np.abs(block.values).sum(1), 1e-10)
+        dense = block.values
+        rows, places = np.nonzero(dense)
+        values = dense[rows, places]
+        sums = np.maximum(input_sizes(block, dense), 1e-10)
         scores = np.abs(values) / sums[rows] * (graph.influence + graph.weights)[block.targets[rows]]
         for column, part in zip(
             columns, (block.targets[rows], block.sources[places], values, scores), strict=True

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from mechscope.graphs.adjacency import Adjacency, RowBlock
+from mechscope.graphs.adjacency import Adjacency
 from mechscope.graphs.exchange.schema import KIND_OF_TYPE, cantor_unpair, refuse_malformed
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.nodes import KINDS, Nodes
+from mechscope.graphs.row_blocks import RowBlock
 from mechscope.graphs.supernodes import Supernode
 from mechscope.graphs.targets import Target
 from mechscope.records.files import open_json
@@ -69,7 +70,7 @@ def graph_from_json(body: Mapping[str, Any]) -> AttributionGraph:
     totals, biases, remainders = np.array([_reads(item, own) for item in parsed]).reshape(-1, 3).T
     return AttributionGraph(
         nodes=nodes,
-        adjacency=_adjacency(body["links"], place, nodes),
+        adjacency=_adjacency(body["links"], place, nodes=nodes, dropped=own.get("dropped", {})),
         weights=weights,
         totals=totals,
         biases=biases,
@@ -143,7 +144,10 @@ def _own_site(item: Mapping[str, Any], own: Mapping[str, Any], kind: str, layer:
     return fitting[0] if fitting else -1
 
 
-def _adjacency(links: Any, place: Mapping[str, int], nodes: Nodes) -> Adjacency:
+def _adjacency(
+    links: Any, place: Mapping[str, int], *, nodes: Nodes, dropped: Mapping[str, float]
+) -> Adjacency:
+    lost = {place[name]: np.array([size]) for name, size in dropped.items() if name in place}
     rows: dict[int, dict[int, float]] = {}
     for link in links:
         rows.setdefault(place[link["target"]], {})[place[link["source"]]] = float(link["weight"])
@@ -153,7 +157,7 @@ def _adjacency(links: Any, place: Mapping[str, int], nodes: Nodes) -> Adjacency:
     for target in order:
         sources = np.array(sorted(rows[target]), dtype=np.int64)
         values = np.array([[rows[target][int(s)] for s in sources]])
-        blocks.append(RowBlock(np.array([target]), sources, values))
+        blocks.append(RowBlock(np.array([target]), sources, values, lost.get(target)))
     return Adjacency(len(nodes), blocks)
 
 

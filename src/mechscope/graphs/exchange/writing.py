@@ -98,7 +98,14 @@ def _what_nodes_read(graph: AttributionGraph, ids: Sequence[str]) -> dict[str, A
     columns = (graph.totals, graph.biases, graph.remainders)
     known = [i for kind in ("latent", "logit") for i in graph.nodes.of(kind) if np.isfinite(graph.totals[i])]
     logits = [ids[i] for i in graph.nodes.of("logit")]
+    lost = {
+        ids[int(target)]: float(size)
+        for block in graph.adjacency.blocks
+        if block.dropped is not None
+        for target, size in zip(block.targets, block.dropped, strict=True)
+    }
     return {
+        **({"dropped": lost} if lost else {}),
         "reads": {ids[i]: [float(column[i]) for column in columns] for i in known},
         "targets": {name: asdict(target) for name, target in zip(logits, graph.targets, strict=True)},
     }

@@ -39,6 +39,18 @@ def _import(n_pairs: int) -> list[Line]:
     return [import_mechscope(n_pairs=n_pairs)]
 
 
+def _demo(n_pairs: int) -> list[Line]:
+    from benchmarks.commands import demo_line
+
+    return [demo_line(n_pairs=n_pairs)]
+
+
+def _features(n_pairs: int) -> list[Line]:
+    from benchmarks.commands import features_line
+
+    return [features_line(n_pairs=n_pairs)]
+
+
 def _edges(method: str, n_steps: int, limit: float, n_pairs: int) -> list[Line]:
     from benchmarks.edge_attribution import edge_attribution_line
 
@@ -113,6 +125,8 @@ def _feature_index(n_pairs: int) -> list[Line]:
 
 SUITE: dict[str, Benchmark] = {
     "import": _import,
+    "demo": _demo,
+    "features": _features,
     "capture": partial(_capture, "gpt2-small", 1.15),
     "capture-small": partial(_capture, "4-layer-256-wide", 1.25),
     "patterns": partial(_patterns, "gpt2-small"),

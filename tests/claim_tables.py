@@ -130,7 +130,7 @@ class ToyBench:
         """One, and one more to be shown."""
         return (FAMILY, *self.shown)
 
-    def best_family(self, mechanism: Any) -> str:
+    def best_family(self, mechanism: Any, behavior: Any) -> str:
         """The one that it has."""
         return FAMILY
 

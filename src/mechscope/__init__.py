@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope.claims.predictions import raises as raises
     from mechscope.claims.predictions import recovers as recovers
     from mechscope.claims.predictions import spares as spares
+    from mechscope.claims.sites import Sites as Sites
     from mechscope.claims.verdict import Verdict as Verdict
     from mechscope.engine.execute import run_experiments as run_experiments
     from mechscope.engine.experiment import Experiment as Experiment
@@ -131,6 +132,7 @@ _INDEX: dict[str, str] = {
     "Components": "mechscope.claims.mechanisms:Components",
     "Direction": "mechscope.claims.mechanisms:Direction",
     "Neurons": "mechscope.claims.neurons:Neurons",
+    "Sites": "mechscope.claims.sites:Sites",
     "needs": "mechscope.claims.predictions:needs",
     "investigate": "mechscope.investigations.investigate:investigate",
     "MechscopeError": "mechscope.vocabulary.errors:MechscopeError",

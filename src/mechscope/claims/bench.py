@@ -24,6 +24,8 @@ from mechscope.claims.mechanisms import Components, Direction, MeasurableMechani
 from mechscope.claims.neurons import Neurons
 from mechscope.claims.part_claims import Parts, draw_parts, measure_parts
 from mechscope.claims.predictions import Prediction, RecordedBehavior
+from mechscope.claims.site_controls import SiteControls
+from mechscope.claims.sites import Sites
 from mechscope.claims.testing import DrawnControls
 from mechscope.data.units import units_of
 from mechscope.engine.execute import run_experiments
@@ -107,6 +109,9 @@ class EngineBench:
             return
         for site in mechanism.sites:
             self._model.binding.site(site)
+        if isinstance(mechanism, Sites):
+            mechanism.refuse_unless_of(self._model)
+            _refuse_own_positions_elsewhere(mechanism, predictions)
         if isinstance(mechanism, Components | Neurons):
             refuse_outside(self._model, mechanism)
         for prediction in predictions:
@@ -201,8 +206,10 @@ class EngineBench:
                 progress=told,
             )
         writes = self._writers(mechanisms, prediction, behavior, split)
+        is_restored = prediction.kind in ("recovers", "needs") and isinstance(mechanisms[0], Sites)
+        inputs = split.corrupt if is_restored else split.clean
         experiments = [
-            Experiment(inputs=split.clean, writes=tuple(writes(m)), metric=split.metric, name=m.name)
+            Experiment(inputs=inputs, writes=tuple(writes(m)), metric=split.metric, name=m.name)
             for m in mechanisms
         ]
         return run_experiments(self._model, experiments, progress=told).table().numpy()
@@ -229,6 +236,8 @@ class EngineBench:
                 self._model, mechanism, family=family, train=few, n_draws=n_draws, seed=seed
             )
             return DrawnControls(members, n_members, tuple(member.name for member in members))
+        if isinstance(mechanism, Sites) and family in families_for(mechanism):
+            return self._site_controls(mechanism, behavior).draw(family, n_draws=n_draws, seed=seed)
         return draw_family(
             self._model,
             mechanism,
@@ -243,15 +252,25 @@ class EngineBench:
         """All families that `draw_controls` can draw for this mechanism."""
         return families_for(mechanism)
 
-    def best_family(self, mechanism: Any) -> str:
+    def best_family(self, mechanism: Any, behavior: Any) -> str:
         """The strictest of them that can gate."""
+        if isinstance(mechanism, Sites):
+            return self._site_controls(mechanism, behavior).best
         return best_family(self._model, mechanism)
+
+    def _site_controls(self, mechanism: Sites, behavior: Any) -> SiteControls:
+        """Which positions there are is read off the prompts; no model sees a held-out one."""
+        held_out = self._split(behavior, None).clean
+        return SiteControls(self._model, mechanism, [self._train_prompts(behavior), held_out])
 
     def _writers(
         self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, split: PairedSplit
     ) -> Callable[[Any], Sequence[Write]]:
         if prediction.kind == "raises":
             return lambda m: _steering(m, prediction.dose)
+        if prediction.kind in ("recovers", "needs") and isinstance(mechanisms[0], Sites):
+            clean = self._donor(mechanisms, split.clean)
+            return lambda m: m.on(self._model, split.clean).restoration(clean)
         if prediction.kind in ("recovers", "needs"):
             everything = self._others_of(mechanisms, split)
             size = ModelSize(self._model.n_layers, self._model.n_heads)
@@ -262,7 +281,7 @@ class EngineBench:
         rows = () if prediction.how == "zero" else reference_rows(self._train_prompts(behavior))
         return lambda m: m.ablation(prediction.how, rows)
 
-    def _donor(self, mechanisms: Sequence[MeasurableMechanism], inputs: TokenBatch) -> Cache:
+    def _donor(self, mechanisms: Sequence[Any], inputs: TokenBatch) -> Cache:
         sites = sorted({site for mechanism in mechanisms for site in mechanism.sites})
         return cache_at(self._model, inputs, sites)
 
@@ -341,6 +360,16 @@ def _without_dictionaries(circuit: PartCircuit) -> BadClaim:
         because="a claim says where its dictionaries are, if it has some",
         instead="Claim.about(circuit), or as the mechanism Claim.about(circuit, behavior=...).mechanism",
     )
+
+
+def _refuse_own_positions_elsewhere(mechanism: Sites, predictions: Sequence[Prediction]) -> None:
+    if mechanism.n_rows is not None and any(prediction.behavior for prediction in predictions):
+        raise BadClaim(
+            "own positions for each prompt say nothing about another behaviour",
+            got=mechanism.name,
+            because="the spared behaviour has other prompts",
+            instead="indices or words as positions, or a claim without spares(...)",
+        )
 
 
 def _no_parts(mechanism: Any) -> BadClaim:

@@ -6,6 +6,8 @@
     covariance-matched directions   at a direction's site, spread as ordinary tokens are there, of its norm
     label-shuffled re-estimates     a direction estimated again from labels in another order, of its norm
     the mechanism's own rivals      of a kind that this project does not know, as `RivalledMechanism` says
+    other positions, same sites     of sites: as many other positions at each; see `site_controls.py`
+    other positions, any layer      the same kinds of sites at any layer, as many positions in all
     random circuits                 connected, of a circuit's size, none of its edges; of latents or experts as many
                                     at each site, of those that are active, none of its own
 
@@ -25,9 +27,11 @@ from mechscope.circuits.circuit import Circuit
 from mechscope.claims.circuit_claims import draw_rivals
 from mechscope.claims.controls import (
     ANY_LAYER,
+    ANY_SITE,
     DIRECTIONS,
     FAMILIES,
     OWN,
+    POSITIONS,
     RIVALS,
     SAME_LAYERS,
     SHUFFLED,
@@ -49,6 +53,7 @@ from mechscope.claims.mechanisms import (
 from mechscope.claims.neurons import Neurons
 from mechscope.claims.part_claims import Parts, family_for_parts
 from mechscope.claims.rule import FEWEST_THAT_GATE
+from mechscope.claims.sites import Sites
 from mechscope.claims.subspaces import matched_directions, random_subspaces
 from mechscope.claims.testing import DrawnControls
 from mechscope.interventions.intervention import Value
@@ -128,6 +133,8 @@ def families_for(mechanism: Any) -> tuple[str, ...]:
             return (RIVALS, ANY_LAYER)
         case Direction():
             return (DIRECTIONS, SUBSPACES, *([] if mechanism.position is None else [SHUFFLED]))
+        case Sites():
+            return (POSITIONS, ANY_SITE)
         case Neurons():
             return (SAME_LAYERS, ANY_LAYER)
         case Components():

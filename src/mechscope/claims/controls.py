@@ -24,11 +24,14 @@ DIRECTIONS = "covariance-matched directions"
 SHUFFLED = "label-shuffled re-estimates"
 RIVALS = "random circuits"
 OWN = "the mechanism's own rivals"
-FAMILIES = (SAME_LAYERS, ANY_LAYER, SUBSPACES, DIRECTIONS, SHUFFLED, RIVALS, OWN)
+POSITIONS = "other positions, same sites"
+ANY_SITE = "other positions, any layer"
+FAMILIES = (SAME_LAYERS, ANY_LAYER, SUBSPACES, DIRECTIONS, SHUFFLED, RIVALS, OWN, POSITIONS, ANY_SITE)
 """The families as claims name them."""
 
 STRICTEST = "the strictest that can gate"
-"""A claim that names no family: which one this is follows from the mechanism and the size of the model alone."""
+"""A claim that names no family: which one this is follows from the mechanism and the size of the model, of sites also
+from the length of the prompts."""
 
 ENUMERATE_UP_TO = 1_000
 Selection = dict[Hashable, tuple[Hashable, ...]]

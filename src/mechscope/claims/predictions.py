@@ -129,7 +129,8 @@ def recovers(y: float | int) -> Prediction:
     """Restoring the mechanism alone recovers at least the fraction `y` of the gap.
 
     Alone: on clean prompts, every other component of its kind keeps the value of the corrupt run, so nothing else
-    can carry the answer; the mechanism's parts compute from what then reaches them.
+    can carry the answer; the mechanism's parts compute from what then reaches them. Of sites: on corrupt prompts,
+    their clean values are put back.
     """
     return Prediction("recovers", _number(y), unit="gap")
 

@@ -10,6 +10,7 @@ from mechscope.circuits.parts.latents import LatentCircuit
 from mechscope.claims.mechanisms import Components, Direction
 from mechscope.claims.neurons import Neurons
 from mechscope.claims.part_claims import Parts
+from mechscope.claims.sites import Sites
 from mechscope.vocabulary.errors import BadClaim
 
 
@@ -18,7 +19,7 @@ def mechanism_from_json(
     *,
     dictionaries: Sequence[str | Path] = (),
     beside: Path | None = None,
-) -> Components | Neurons | Direction | Circuit | Parts:
+) -> Components | Neurons | Direction | Sites | Circuit | Parts:
     """Rebuild a mechanism that a claim file remembers.
 
     Args:
@@ -27,7 +28,7 @@ def mechanism_from_json(
         beside: The file's folder: they are looked for there too.
 
     Raises:
-        BadClaim: another kind; components, neurons, directions and circuits are saved whole.
+        BadClaim: another kind; components, neurons, directions, sites and circuits are saved whole.
         BadFile, DictionaryMismatch: the dictionaries of latents are nowhere, or others.
     """
     match saved.get("kind"):
@@ -37,6 +38,8 @@ def mechanism_from_json(
             return Neurons(tuple((layer, unit) for layer, unit in saved["units"]))
         case "direction":
             return Direction(saved["site"], tuple(saved["vector"]), saved["label"], saved.get("position"))
+        case "sites":
+            return Sites.from_json(saved)
         case "circuit":
             return Circuit.from_json(saved)
         case LatentCircuit.record.kind | ExpertCircuit.record.kind:
@@ -46,5 +49,5 @@ def mechanism_from_json(
     raise BadClaim(
         "a mechanism of unknown kind",
         got=str(saved.get("kind")),
-        instead="components, neurons, direction, or a circuit of edges, latents or experts",
+        instead="components, neurons, direction, sites, or a circuit of edges, latents or experts",
     )

@@ -25,10 +25,11 @@ from mechscope.claims.evidence import Controls, Evidence, HeldOut
 from mechscope.claims.judge import judge
 from mechscope.claims.ledger import Ledger
 from mechscope.claims.predictions import Prediction, RecordedBehavior, recorded
+from mechscope.claims.sites import Sites
 from mechscope.claims.verification import Difference, compare_records
 from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.records.seeds import generator_for
-from mechscope.vocabulary.errors import HeldOutOpened, NotEnoughEvidence
+from mechscope.vocabulary.errors import BadClaim, HeldOutOpened, NotEnoughEvidence
 
 CONTROLLED = ("lowers", "recovers", "raises")
 """Kinds of prediction that ask for controls."""
@@ -92,7 +93,7 @@ class Bench(Protocol):
         """All families that this mechanism can be held against."""
         ...
 
-    def best_family(self, mechanism: Any) -> str:
+    def best_family(self, mechanism: Any, behavior: Any) -> str:
         """The strictest of them that can gate: what a claim means that names none."""
         ...
 
@@ -230,6 +231,9 @@ def open_held_out(
     if purpose == ledgers.TEST and fresh_seed is not None:
         purpose = ledgers.FRESH
     ready = {claim.id: _make_ready(claim, bench, mechanism) for claim in claims}
+    if fresh_seed is not None:
+        for one in ready.values():
+            _refuse_own_positions(one.mechanism)
     splits: dict[RecordedBehavior, HeldOut] = {}
     openings: dict[RecordedBehavior, int] = {}
     for key, (behavior, readers) in _needed_by(claims).items():
@@ -301,7 +305,7 @@ def _make_ready(claim: Claim, bench: Bench, mechanism: Any) -> Ready:
     bench.check(mechanism, claim.predictions)
     if not any(prediction.kind in CONTROLLED for prediction in claim.predictions):
         return Ready(mechanism, {})
-    named = bench.best_family(mechanism) if claim.controls == STRICTEST else claim.controls
+    named = bench.best_family(mechanism, claim.behavior) if claim.controls == STRICTEST else claim.controls
     drawn: dict[str, DrawnControls] = {}
     for family in dict.fromkeys([named, *bench.families_for(mechanism)]):
         is_named = family == named
@@ -316,6 +320,16 @@ def _make_ready(claim: Claim, bench: Bench, mechanism: Any) -> Ready:
             continue
         drawn[family] = members if is_named else _some(members, family, claim.seed)
     return Ready(mechanism, drawn, named)
+
+
+def _refuse_own_positions(mechanism: Any) -> None:
+    if isinstance(mechanism, Sites) and mechanism.n_rows is not None:
+        raise BadClaim(
+            "own positions for each prompt can't be tested on fresh prompts",
+            got=mechanism.name,
+            because="they are positions in the recorded held-out prompts, and mean other words elsewhere",
+            instead="indices or words as positions, or the recorded prompts",
+        )
 
 
 def _some(members: DrawnControls, family: str, seed: int) -> DrawnControls:

@@ -175,6 +175,25 @@ def test_edge_pruning_keeps_the_true_edges():
     assert compared.precision == compared.recall == compared.auroc == 1.0
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        pytest.param("edge-pruning", {"n_steps": 240, "n_pairs": 6}, marks=pytest.mark.slow),
+        ("conditional", {}),
+    ],
+)
+def test_gates_and_gradients_keep_the_restored_edges_under_denoising(method, options):
+    conventions = Conventions(direction="denoising")
+    model, behavior = induction()
+    found = discover(model, train(), method=method, n_edges=3, conventions=conventions, **options)
+    carried = [
+        one.evaluate(model, behavior.validation, conventions=conventions, measures=Measures(parts=()))
+        for one in (found, ~found)
+    ]
+    assert carried[0].faithfulness > 0.9 and "a1.11->logits" in map(str, found.edges)
+    assert carried[1].faithfulness < 0.1
+
+
 def test_what_is_found_in_a_random_model_is_not_shown_to_hold_on_other_prompts():
     def is_shown_faithful(circuit: Circuit, model: Model, split: Split) -> bool:
         try:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.split import Split
-from mechscope.engine.edge_runs.ablations import EdgeAblation, Resampled, mean_of, zero
+from mechscope.engine.edge_runs.ablations import Constant, EdgeAblation, Resampled, Restored, mean_of, zero
 from mechscope.engine.edge_runs.block import TokenSpans
 from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.engine.naive import read_columns
 from mechscope.interventions.intervention import Value
 from mechscope.interventions.metrics import KL, Metric
 from mechscope.models.frame import Frame
+from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.models.resources import head_of
 from mechscope.vocabulary.errors import BadPairs, InterventionMismatch
@@ -36,8 +37,10 @@ class Conventions:
     Args:
         ablation: "resample" (the corrupt twin's values), "mean" (over the split's clean prompts), "zero", or
             "optimal" (constants given as `constants`, which `learn_constants` learns).
-        direction: "noising" runs the clean prompts and removes what is outside the circuit; "denoising" runs
-            the corrupt prompts and gives the circuit's edges the clean run's values.
+        direction: "noising" runs the clean prompts and removes what is outside the circuit: it is gone, and the
+            circuit's edges carry what is left. "denoising" starts where every edge carries its removed value (the
+            corrupt run, or the constants), and gives the circuit's edges the clean run's values: what they set in
+            motion spreads over all edges.
         constants: For "optimal" only.
     """
 
@@ -51,8 +54,6 @@ class Conventions:
             problems.append(f"ablations are {', '.join(ABLATIONS)}")
         if self.direction not in DIRECTIONS:
             problems.append(f"directions are {' and '.join(DIRECTIONS)}")
-        if self.direction == "denoising" and self.ablation != "resample":
-            problems.append("denoising gives a circuit's edges the clean run's values, and no constants")
         if (self.ablation == "optimal") != (self.constants is not None):
             problems.append(
                 "optimal constants are learned first: ms.circuits.learn_constants(model, split, circuit=...)"
@@ -95,17 +96,7 @@ class CircuitRuns:
     ) -> None:
         self.split, self.conventions = split, conventions
         self.is_denoising = conventions.direction == "denoising"
-        tokens, other = (split.corrupt, split.clean) if self.is_denoising else (split.clean, split.corrupt)
-        match conventions.ablation:
-            case "resample":
-                ablation: EdgeAblation = Resampled(prompts=other)
-            case "mean":
-                ablation = mean_of(model, split.clean)
-            case "zero":
-                ablation = zero(model)
-            case "optimal":
-                assert conventions.constants is not None
-                ablation = conventions.constants
+        tokens, ablation = _prompts_and_removed(model, split, conventions)
         self.runs = EdgeRuns(
             model,
             tokens,
@@ -144,9 +135,32 @@ class CircuitRuns:
         values[order] = self.runs.measure(masks[order], some, progress=progress).numpy()
         return values[first[where.ravel()]]
 
+    def measure_weighted(self, weights: Tensor) -> Tensor:
+        """The metric with edges kept in part, [circuit, edge] to [circuit, pair]; gradients flow to the weights."""
+        return self.runs.measure_weighted(1 - weights if self.is_denoising else weights)
+
     def hold(self) -> AbstractContextManager[None]:
         """Hold the model for a series of runs."""
         return self.runs.open()
+
+
+def _prompts_and_removed(
+    model: Model, split: Split, conventions: Conventions
+) -> tuple[TokenBatch, EdgeAblation]:
+    """Prompts to run, and what the engine's removed edges carry; in denoising those are the circuit's."""
+    is_denoising = conventions.direction == "denoising"
+    match conventions.ablation:
+        case "resample":
+            tokens, other = (split.corrupt, split.clean) if is_denoising else (split.clean, split.corrupt)
+            return tokens, Resampled(prompts=other)
+        case "mean":
+            constants = mean_of(model, split.clean)
+        case "zero":
+            constants = zero(model)
+        case "optimal":
+            assert isinstance(conventions.constants, Constant)
+            constants = conventions.constants
+    return split.clean, Restored(constants=constants) if is_denoising else constants
 
 
 def split_to_search(behavior: Behavior | Split, *, ablation: str = "resample") -> Split:

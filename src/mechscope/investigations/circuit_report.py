@@ -162,8 +162,13 @@ def _sizes(curves: Sequence[SizeCurve]) -> list[Block]:
 
 def _removed(settings: Mapping[str, Any]) -> str:
     """What removed edges carry, in words."""
-    if settings["direction"] == "denoising":
+    if settings["direction"] == "denoising" and settings["ablation"] == "resample":
         return "The circuit's edges carry the clean prompt's values, in a run of the corrupt one."
+    if settings["direction"] == "denoising":
+        started = {"mean": "its writer's mean", "zero": "nothing"}.get(
+            settings["ablation"], settings["ablation"]
+        )
+        return f"The circuit's edges carry the clean prompt's values, in a run in which each edge carries {started}."
     carried = {"resample": "the corrupt prompt's values", "mean": "their mean", "zero": "nothing"}
     return f"Removed edges carry {carried.get(settings['ablation'], settings['ablation'])}."
 

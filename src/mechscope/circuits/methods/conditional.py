@@ -17,7 +17,6 @@ from mechscope.circuits.conventions import CircuitRuns, Conventions
 from mechscope.circuits.methods.acdc import edge_order
 from mechscope.circuits.methods.top_n import chosen_edges, refuse_no_edges
 from mechscope.circuits.registry import discovery
-from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import NoGradient, ShapeError
 
@@ -54,13 +53,14 @@ class Conditional:
 @discovery("conditional", Conditional)
 def find_conditionally(model: Model, split: Split, settings: Conditional) -> Circuit:
     """The strongest edges by gradients, taken again with the edges found into each level cut."""
-    runs = CircuitRuns(model, split, conventions=settings.conventions).runs
+    circuits = CircuitRuns(model, split, conventions=settings.conventions)
+    runs = circuits.runs
     _, _, level = edge_order(runs.wiring)
     cuts: list[np.ndarray] = []
     with runs.open():
-        ends = runs.measure([runs.every, runs.none]).mean(1)
+        ends = circuits.measure([runs.every, runs.none]).mean(1)
         least = settings.least * abs(float(ends[0] - ends[1]))
-        scores = _gradients(runs, runs.every, settings.n_points)
+        scores = _gradients(circuits, runs.every, settings.n_points)
         if not scores.any():
             raise NoGradient(
                 "The metric has no gradient to any edge.",
@@ -73,7 +73,7 @@ def find_conditionally(model: Model, split: Split, settings: Conditional) -> Cir
             cut = _next_cut(chosen_edges(runs.wiring, strength, settings.n_edges, "top"), level, cuts)
             if cut is None:
                 break
-            effect = _gradients(runs, ~cut, settings.n_points)
+            effect = _gradients(circuits, ~cut, settings.n_points)
             scores = np.where(np.abs(effect) > np.abs(scores), effect, scores)
             cuts.append(cut)
     every = all_edges(runs.wiring)
@@ -106,13 +106,13 @@ def _next_cut(found: np.ndarray, level: np.ndarray, done: list[np.ndarray]) -> n
     return (found | cut_before) & at
 
 
-def _gradients(runs: EdgeRuns, kept: np.ndarray, n_points: int) -> np.ndarray:
+def _gradients(circuits: CircuitRuns, kept: np.ndarray, n_points: int) -> np.ndarray:
     """Mean gradient of the mean metric to edge weights, between no edge and the kept ones; 0 for the others."""
-    start = torch.from_numpy(kept).to(runs.blocks[0].run.embed.dtype).to(runs.blocks[0].run.embed.device)
+    start = torch.from_numpy(kept).to(circuits.runs.blocks[0].run.embed)
     total = torch.zeros_like(start)
     for point in range(n_points):
         weights = (start * (point + 1) / n_points)[None].requires_grad_()
-        measured = runs.measure_weighted(weights).mean()
+        measured = circuits.measure_weighted(weights).mean()
         if measured.requires_grad:
             (gradient,) = torch.autograd.grad(measured, weights, allow_unused=True)
             total += 0.0 if gradient is None else gradient[0]

@@ -54,7 +54,8 @@ class EdgePruning:
 def find_by_edge_pruning(model: Model, split: Split, settings: EdgePruning) -> Circuit:
     """Gates on all edges, trained together to keep the output with few edges."""
     split = drawn(split, settings.n_pairs, settings.seed)
-    runs = CircuitRuns(model, split, conventions=settings.conventions, metric=kl_to_model(model, split)).runs
+    circuits = CircuitRuns(model, split, conventions=settings.conventions, metric=kl_to_model(model, split))
+    runs = circuits.runs
     n = runs.wiring.n_edges
     gates = Gates.new(n, start=settings.start, seed=settings.seed, like=runs.blocks[0].run.embed)
     pressure = torch.zeros(2, dtype=torch.float64, requires_grad=True)
@@ -64,7 +65,7 @@ def find_by_edge_pruning(model: Model, split: Split, settings: EdgePruning) -> C
     with torch.enable_grad(), runs.open():
         for step in range(settings.n_steps):
             target = goal * min(1.0, 1.2 * (step + 1) / settings.n_steps)
-            divergence = runs.measure_weighted(gates.sample(settings.n_draws)).mean()
+            divergence = circuits.measure_weighted(gates.sample(settings.n_draws)).mean()
             missing = target - (1 - gates.open_probability().mean()).double()
             loss = divergence.double() + pressure[0] * missing + pressure[1] * missing**2
             for optimizer in (descent, ascent):

@@ -56,7 +56,8 @@ class NodeProbing:
 def find_by_node_probing(model: Model, split: Split, settings: NodeProbing) -> Circuit:
     """Gates on nodes, trained together to keep the output with few nodes."""
     split = drawn(split, settings.n_pairs, settings.seed)
-    runs = CircuitRuns(model, split, conventions=settings.conventions, metric=kl_to_model(model, split)).runs
+    circuits = CircuitRuns(model, split, conventions=settings.conventions, metric=kl_to_model(model, split))
+    runs = circuits.runs
     nodes = runs.wiring.writers[1:]
     gates = Gates.new(len(nodes), start=settings.start, seed=settings.seed, like=runs.blocks[0].run.embed)
     counts = [runs.wiring.n_sources(target) for target, _ in runs.wiring.readers]
@@ -67,7 +68,7 @@ def find_by_node_probing(model: Model, split: Split, settings: NodeProbing) -> C
             drawn_gates = gates.sample(1)
             # The embedding stays: without it there is no prompt.
             weights = torch.cat([torch.ones_like(drawn_gates[:, :1]), drawn_gates], dim=1)[:, source_of]
-            loss = runs.measure_weighted(weights).mean()
+            loss = circuits.measure_weighted(weights).mean()
             loss = loss + settings.pressure * gates.open_probability().mean()
             descent.zero_grad()
             loss.backward()

@@ -188,6 +188,13 @@ def prompts_for(split: Split, conventions: Conventions) -> tuple[TokenBatch, Tok
             because="constants are learned for whole writers, and not for their parts",
             instead='"resample", "mean" or "zero"',
         )
+    if conventions.direction == "denoising" and conventions.ablation != "resample":
+        raise InterventionMismatch(
+            "Latents and experts are restored in the twin's run only.",
+            got=f'direction="denoising", ablation={conventions.ablation!r}',
+            because="the run that starts with every part at a constant is there for edges only",
+            instead='direction="noising", or ablation="resample"',
+        )
     if conventions.direction == "denoising":
         return split.corrupt, split.clean, "resample"
     other = split.clean if conventions.ablation == "mean" else split.corrupt

@@ -1,5 +1,6 @@
 """What removed edges carry, as data: another prompt's values, or a constant for each writer.
 
+`Restored` is the other way round: constants everywhere, and the prompts' own values put back on some edges.
 `zero` and `mean_of` make constants; `learn_constants` in `run.py` learns those that hurt least.
 """
 
@@ -55,7 +56,31 @@ class Constant:
         return {"how": self.how, "values": self.values.digest}
 
 
-EdgeAblation = Resampled | Constant
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """Removed edges carry what they carry in the prompts' own run; all others start from constants.
+
+    Where an edge is kept, it carries its writer's constant, plus what the writer adds in this circuit less what it
+    adds where every edge carries its constant: what the restored edges set in motion. So with every edge kept
+    each carries its constant, and with none it is the prompts' own run.
+
+    Args:
+        constants: Where it starts from.
+    """
+
+    constants: Constant
+
+    @property
+    def how(self) -> str:
+        """The convention's name."""
+        return f"restored over {self.constants.how}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The convention, for a record."""
+        return {"how": self.how, "constants": self.constants.to_json()}
+
+
+EdgeAblation = Resampled | Constant | Restored
 
 
 def zero(model: Model) -> Constant:

@@ -32,6 +32,10 @@ class Values:
         """The first n writers, at all tokens or at the positions read."""
         return (self.read if is_read else self.early)[:n]
 
+    def negated(self) -> "Values":
+        """The same with the other sign."""
+        return Values(-self.early, -self.read)
+
     def clone(self) -> "Values":
         """A copy of its own."""
         return Values(self.early.clone(), self.read.clone())
@@ -117,6 +121,7 @@ class Block:
         spans: Where edges are kept apart; None for all tokens alike.
         removed_units: Activations that removed units carry, a layer, [live tokens, d_mlp]; of the last layer
             [reads, d_mlp]. Empty where runs are without units.
+        offsets: Added to what writers compute, where edges start from constants (`Restored`); None elsewhere.
         first: Projections of the first layer with its edges kept and removed, [reader, live tokens, d_head] each.
     """
 
@@ -130,6 +135,7 @@ class Block:
     first_column: int = 0
     spans: Spans | None = None
     removed_units: list[Tensor] = field(default_factory=list)
+    offsets: Values | None = None
     first: tuple[Tensor, Tensor] | None = None
     _made: _Made = field(default_factory=_Made)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechscope.engine.edge_runs.ablations import Constant, EdgeAblation
+from mechscope.engine.edge_runs.ablations import Constant, EdgeAblation, Resampled, Restored
 from mechscope.engine.edge_runs.batching import cut_batches
 from mechscope.engine.edge_runs.block import (
     Block,
@@ -124,13 +124,16 @@ class EdgeRuns:
         with model.ready():
             for rows in self._cut():
                 self._prepare(rows)
+        if isinstance(ablation, Restored):
+            self._start_from(ablation.constants)
         self._plain_starts = list(self._starts)
         if isinstance(ablation, Constant):
             self._starts = [
                 walk.state(0) for walk in self._walk(self.none[None], None, everything=True).walks
             ]
         for block, start in zip(self.blocks, self._starts, strict=True):
-            block.first = (block.live(block.run.projections[0]), block.live(start.projections[0]))
+            if block.first is None:
+                block.first = (block.live(block.run.projections[0]), block.live(start.projections[0]))
 
     @property
     def n_rows(self) -> int:
@@ -340,9 +343,22 @@ class EdgeRuns:
         metric = self.metric.select(rows.tolist())
         self._measuring.append(Measuring(metric, len(rows), head_of(binding)))
 
+    def _start_from(self, constants: Constant) -> None:
+        """Make the start the prompts' own run, and writers add what they do beyond the run of constants alone."""
+        base = EdgeRuns(self.model, self.tokens, metric=self.metric, ablation=constants, memory=self.memory)
+        for block, start, other, begun in zip(
+            self.blocks, self._starts, base.blocks, base.start, strict=True
+        ):
+            block.offsets = begun.own.negated()
+            start.own, start.differs = block.offsets.clone(), np.ones_like(start.differs)
+            assert other.first is not None
+            block.first = other.first[
+                ::-1
+            ]  # kept edges carry the constant, removed ones the prompts' own value
+
     def _first_column(self, rows: Tensor, first_read: int) -> int:
         """The first column that can depend on a circuit: prompts and twins are alike before it."""
-        if isinstance(self.ablation, Constant) or not self.model.binding.anatomy.is_causal:
+        if not isinstance(self.ablation, Resampled) or not self.model.binding.anatomy.is_causal:
             return 0
         refuse_other_lengths(self.tokens, self.ablation)
         # A block of short prompts is narrower than the batch, so columns are those of the block.
@@ -365,6 +381,8 @@ class EdgeRuns:
             values = self.ablation.values.tensor.to(run.embed)
             values = constant_values(values, self._places, len(run.embed), len(at[0]))
             return values, run.projections, [torch.zeros_like(one) for one in run.units]
+        if isinstance(self.ablation, Restored):
+            return values_of(run, *at), run.projections, []
         frame = Frame.of(self.ablation.prompts.select(rows.tolist()))
         binding = self.model.binding
         other = record_run(binding, self._layers, frame=frame, constants=False, units=self.with_units)

@@ -212,7 +212,10 @@ class Walk:
         own = self.base.own.read if is_last else self.base.own.early
         first, stop = writers[0], writers[-1] + 1
         at = slice(first, stop) if stop - first == len(writers) else writers
-        changes.append(writers, added, (values[at] + own[at])[:, None])
+        less = values[at] + own[at]
+        if self.block.offsets is not None:
+            less = less - (self.block.offsets.read if is_last else self.block.offsets.early)[at]
+        changes.append(writers, added, less[:, None])
 
     def _edges(self, at: slice, n_readers: int) -> Tensor:
         """Weights of edges, [circuit, reader, source]; spans first where there are any."""

@@ -67,6 +67,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope.models.opening import wrap as wrap
     from mechscope.patching.grid import patch_grid as patch_grid
     from mechscope.patching.path import path_patch as path_patch
+    from mechscope.patching.path_settings import PathConvention as PathConvention
     from mechscope.patching.trace import causal_trace as causal_trace
     from mechscope.specimens import compiled as compiled
     from mechscope.specimens import planted as planted
@@ -128,6 +129,7 @@ _INDEX: dict[str, str] = {
     "graphs": "mechscope.graphs",
     "patch_grid": "mechscope.patching.grid:patch_grid",
     "path_patch": "mechscope.patching.path:path_patch",
+    "PathConvention": "mechscope.patching.path_settings:PathConvention",
     "causal_trace": "mechscope.patching.trace:causal_trace",
     "Components": "mechscope.claims.mechanisms:Components",
     "Direction": "mechscope.claims.mechanisms:Direction",

@@ -14,6 +14,8 @@ from mechscope.circuits.measures import Measures
 from mechscope.circuits.optimal import learn_constants
 from mechscope.circuits.size_curve import FRACTIONS
 from mechscope.engine.edge_runs.run import EdgeRuns
+from mechscope.patching.path import path_patch
+from mechscope.patching.path_settings import direct_edge
 from mechscope.vocabulary.errors import InterventionMismatch, NotEnoughEvidence
 
 FEW = Measures(n_subsets=3, n_resamples=200)
@@ -113,6 +115,25 @@ def test_denoising_over_constants_restores_the_circuit_and_begins_where_noising_
     assert found[0].faithfulness == pytest.approx(1, abs=0.2) and abs(found[1].faithfulness) < 0.2
     # Keys and values that carry the clean run's are not sought by other queries: restoring needs fewer edges.
     assert found[2].faithfulness > other[2].faithfulness + 0.3
+
+
+def test_a_path_with_its_learned_constant_hurts_least_and_still_breaks_the_behaviour():
+    """What m0 of a random model says on its way to the logits, by what it carries instead."""
+    model, split = opened("gpt2"), pairs(n=6)
+    divergence = replace(split, metric=kl_to_model(model, split))
+    circuit = ~Circuit.of(model, ["m0->logits"])
+    learned = learn_constants(model, split, circuit=circuit, n_steps=60)
+    costs = {
+        how: path_patch(
+            model,
+            divergence,
+            senders=["m0"],
+            receivers=["logits"],
+            convention=direct_edge(ablation=how, **more),
+        ).values.values[0, 0]
+        for how, more in (("optimal", {"constants": learned.constants}), ("mean", {}), ("zero", {}))
+    }
+    assert 0 < costs["optimal"] < 0.98 * min(costs["mean"], costs["zero"]), costs
 
 
 def test_a_circuit_that_is_not_there_is_restored_to_nothing():

@@ -10,8 +10,9 @@ from attribution.precision import double
 from engine.edges_by_hand import EdgesByHand
 from family_cases import opened
 from mechscope.behaviors.loading import load as load_behavior
-from mechscope.engine.edge_runs.ablations import Resampled, mean_of, zero
+from mechscope.engine.edge_runs.ablations import Constant, Resampled, mean_of, zero
 from mechscope.engine.edge_runs.run import EdgeRuns
+from mechscope.interventions.intervention import Value
 from mechscope.models.opening import load
 from mechscope.models.wiring import wiring_of
 from mechscope.patching.grid_result import PatchGrid
@@ -195,6 +196,35 @@ def test_direct_edges_equal_edge_runs(name, how):
     for edge, values in zip(edges, wanted, strict=True):
         cell = found.per_pair.values[senders.index(edge.source), receivers.index(str(edge).split("->")[1])]
         assert np.abs(cell - values).max() < CLOSE, str(edge)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_learned_constants_are_what_the_sender_carries(name):
+    pairs, model, sender = pairs_for(name), opened(name), Node.parse("a0.1")
+    with double(name):
+        writers = wiring_of(model).writers
+        values = torch.randn(len(writers), model.d_model, generator=torch.Generator().manual_seed(4)).double()
+        constants = Constant(how="optimal", values=Value(values))
+        for held in (("heads", "mlps"), ("heads",)):
+            convention = PathConvention(frozen=held, ablation="optimal", constants=constants)
+            found = path_patch(
+                model, pairs, senders=["a0.1"], receivers=["a1.1.q", "logits"], convention=convention
+            )
+            for column, receiver in enumerate(("a1.1.q", "logits")):
+                carried = values[writers.index(sender)].expand(*pairs.clean.shape, -1)
+                wanted = by_hand(name, pairs, sender, receiver, held, carried)
+                assert np.abs(found.per_pair.values[0, column] - wanted).max() < CLOSE
+    assert found.settings["constants"]["how"] == "optimal"
+
+
+def test_optimal_constants_and_no_others_go_with_optimal():
+    constants = Constant(how="optimal", values=Value(torch.zeros(2, 3)))
+    for given in ({"ablation": "optimal"}, {"constants": constants}):
+        with pytest.raises(InterventionMismatch, match="no convention"):
+            PathConvention(**given)
+    convention = direct_edge(ablation="optimal", constants=constants)
+    with pytest.raises(InterventionMismatch, match="another model"):
+        path_patch(opened("gpt2"), pairs_for("gpt2"), receivers=["logits"], convention=convention)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])

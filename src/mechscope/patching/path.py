@@ -99,7 +99,7 @@ def path_patch(
     frame = Frame.of(pairs.clean)
     mask = frame.selected(Where.of(positions), frame.last_columns(pairs.clean.shape[1]))
     blocks = _blocks(model, pairs.clean, len(wiring.writers))
-    constants = constants_of(model, pairs, convention.ablation, blocks)
+    constants = constants_of(model, pairs, convention, blocks)
     work = _Work(model, pairs, nodes, groups, convention, mask, constants)
     tables = [work.measure(rows) for rows in blocks]
     labels = {"sender": [str(node) for node in nodes], "receiver": [_name_of(group) for group in groups]}

@@ -1,4 +1,4 @@
-"""What a sender carries along a path where it is not the other run's value: a mean over clean prompts, or nothing."""
+"""What a sender carries along a path where it is not the other run's value: a mean, nothing, or a learned constant."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mechscope.engine.edge_runs.ablations import mean_of, zero
+from mechscope.engine.edge_runs.ablations import Constant, mean_of, zero
 from mechscope.engine.edge_runs.layer_parts import LayerParts
 from mechscope.engine.edge_runs.recording import Recorded, record_run
 from mechscope.engine.pairs import Pairs
 from mechscope.models.frame import Frame
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
+from mechscope.models.wiring import wiring_of
+from mechscope.patching.path_settings import PathConvention
+from mechscope.vocabulary.errors import InterventionMismatch
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,42 @@ class Constants:
         return found.expand(-1, n_columns, -1).flatten(0, 1)
 
 
-def constants_of(model: Model, pairs: Pairs, ablation: str, blocks: Sequence[Tensor]) -> Constants | None:
+def constants_of(
+    model: Model, pairs: Pairs, convention: PathConvention, blocks: Sequence[Tensor]
+) -> Constants | None:
     """The constants of a convention; None for "resample".
 
     Args:
         model: An open model.
         pairs: Whose clean prompts means are over.
-        ablation: "resample", "mean", "template-mean" or "zero".
+        convention: Whose ablation it is.
         blocks: Rows of the pairs that fit into memory together.
 
     Cost: one run of the clean prompts for means.
     """
+    ablation = convention.ablation
     if ablation == "resample":
         return None
     if ablation == "template-mean":
         return _means_by_template(model, pairs, blocks)
-    made = mean_of(model, pairs.clean) if ablation == "mean" else zero(model)
+    if convention.constants is not None:
+        made = convention.constants
+        _refuse_other_writers(model, made)
+    else:
+        made = mean_of(model, pairs.clean) if ablation == "mean" else zero(model)
     everyone = torch.zeros(len(pairs.clean), dtype=torch.long)
     return Constants(made.values.tensor[None, :, None], everyone)
+
+
+def _refuse_other_writers(model: Model, constants: Constant) -> None:
+    got, wanted = list(constants.values.tensor.shape), [len(wiring_of(model).writers), model.d_model]
+    if got != wanted:
+        raise InterventionMismatch(
+            "These constants are of another model.",
+            got=f"shape {got}",
+            because=f"its writers' constants are of shape {wanted}",
+            instead="ms.circuits.learn_constants(model, ...).constants of this model",
+        )
 
 
 def _means_by_template(model: Model, pairs: Pairs, blocks: Sequence[Tensor]) -> Constants:

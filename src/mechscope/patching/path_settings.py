@@ -4,19 +4,20 @@ Published work disagrees on these, so each is named and stored with the result; 
 single path from one sender to one receiver, `direct_edge` and `greater_than` are the same computation.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mechscope.engine.edge_runs.ablations import Constant
 from mechscope.vocabulary.errors import InterventionMismatch
 
 Frozen = Literal["heads", "mlps"]
 PathNorm = Literal["recomputed", "clean", "corrupt"]
-PathAblation = Literal["resample", "mean", "template-mean", "zero"]
+PathAblation = Literal["resample", "mean", "template-mean", "zero", "optimal"]
 PathDirection = Literal["noising", "denoising"]
 
 _CHOICES = {
     "norm": ("recomputed", "clean", "corrupt"),
-    "ablation": ("resample", "mean", "template-mean", "zero"),
+    "ablation": ("resample", "mean", "template-mean", "zero", "optimal"),
     "direction": ("noising", "denoising"),
 }
 
@@ -33,7 +34,8 @@ class PathConvention:
         direction: "noising" starts from the clean run, "denoising" from the corrupt run.
         ablation: What the sender carries: what it adds in the other run of the pair ("resample"), its mean over all
             real tokens of the clean prompts ("mean") or at the same place of those of one template
-            ("template-mean"), or nothing ("zero").
+            ("template-mean"), nothing ("zero"), or its constant among those given ("optimal").
+        constants: For "optimal" only: those of `ms.circuits.learn_constants`, learned with the senders removed.
         name: For plots and records.
     """
 
@@ -41,6 +43,7 @@ class PathConvention:
     norm: PathNorm = "recomputed"
     direction: PathDirection = "noising"
     ablation: PathAblation = "resample"
+    constants: Constant | None = field(default=None, repr=False)
     name: str = "own"
 
     def __post_init__(self) -> None:
@@ -50,11 +53,14 @@ class PathConvention:
             if getattr(self, field) not in allowed
         ]
         problems += [f"frozen has {item!r}" for item in self.frozen if item not in ("heads", "mlps")]
+        if (self.ablation == "optimal") != (self.constants is not None):
+            problems.append(f"ablation={self.ablation!r}, constants={'given' if self.constants else None}")
         if problems:
             raise InterventionMismatch(
                 "This is no convention of path patching.",
                 got="; ".join(problems),
-                because='frozen holds "heads" and "mlps"; the other settings have the words named',
+                because='frozen holds "heads" and "mlps"; the other settings have the words named; constants belong to '
+                '"optimal", and are learned first: ms.circuits.learn_constants',
                 instead='PathConvention(frozen=("heads",), norm="recomputed")',
             )
 
@@ -66,33 +72,52 @@ class PathConvention:
             "norm": self.norm,
             "direction": self.direction,
             "ablation": self.ablation,
+            **({} if self.constants is None else {"constants": self.constants.to_json()}),
         }
 
 
 def direct_edge(
-    *, direction: PathDirection = "noising", ablation: PathAblation = "resample"
+    *,
+    direction: PathDirection = "noising",
+    ablation: PathAblation = "resample",
+    constants: Constant | None = None,
 ) -> PathConvention:
     """ACDC: the receiver reads the sender's other value, all else is held, its norm is recomputed."""
-    return PathConvention(direction=direction, ablation=ablation, name="direct-edge")
+    return PathConvention(direction=direction, ablation=ablation, constants=constants, name="direct-edge")
 
 
-def ioi(*, direction: PathDirection = "noising", ablation: PathAblation = "resample") -> PathConvention:
+def ioi(
+    *,
+    direction: PathDirection = "noising",
+    ablation: PathAblation = "resample",
+    constants: Constant | None = None,
+) -> PathConvention:
     """Wang et al. 2022: other heads are held, MLPs and norms between are recomputed."""
-    return PathConvention(frozen=("heads",), direction=direction, ablation=ablation, name="ioi")
+    return PathConvention(
+        frozen=("heads",), direction=direction, ablation=ablation, constants=constants, name="ioi"
+    )
 
 
 def greater_than(
-    *, direction: PathDirection = "noising", ablation: PathAblation = "resample"
+    *,
+    direction: PathDirection = "noising",
+    ablation: PathAblation = "resample",
+    constants: Constant | None = None,
 ) -> PathConvention:
     """Hanna et al. 2023: MLPs are nodes too, so they are held like heads."""
-    return PathConvention(direction=direction, ablation=ablation, name="greater-than")
+    return PathConvention(direction=direction, ablation=ablation, constants=constants, name="greater-than")
 
 
 def linearized(
-    *, direction: PathDirection = "noising", ablation: PathAblation = "resample"
+    *,
+    direction: PathDirection = "noising",
+    ablation: PathAblation = "resample",
+    constants: Constant | None = None,
 ) -> PathConvention:
     """TransformerLens 3.5: the direct edge to first order, with the corrupt run's norm denominators."""
-    return PathConvention(norm="corrupt", direction=direction, ablation=ablation, name="linearized")
+    return PathConvention(
+        norm="corrupt", direction=direction, ablation=ablation, constants=constants, name="linearized"
+    )
 
 
 PRESETS = {"direct-edge": direct_edge, "ioi": ioi, "greater-than": greater_than, "linearized": linearized}

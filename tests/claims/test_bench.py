@@ -22,7 +22,7 @@ from mechscope.claims.controls import (
 )
 from mechscope.claims.evidence import Evidence, HeldOut
 from mechscope.claims.judge import judge
-from mechscope.claims.mechanisms import Components, Direction, complement
+from mechscope.claims.mechanisms import Components, Direction
 from mechscope.claims.neurons import Neurons
 from mechscope.claims.predictions import Prediction, lowers, needs, raises, recorded, recovers, spares
 from mechscope.claims.saved_mechanisms import mechanism_from_json
@@ -31,7 +31,7 @@ from mechscope.claims.testing import test_claim as judged_by_bench
 from mechscope.claims.testing import verify_claim
 from mechscope.engine.naive import measure_logits
 from mechscope.specimens.induction import truth
-from mechscope.vocabulary.errors import BadClaim
+from mechscope.vocabulary.errors import BadClaim, NotEnoughEvidence
 
 TRUE = Components(heads=((0, 5), (1, 11)))
 
@@ -435,15 +435,16 @@ def test_mechanisms_come_back_from_their_json() -> None:
         assert mechanism_from_json(mechanism.to_json()) == mechanism
 
 
-def test_a_complement_is_what_the_subspace_is_not() -> None:
-    import torch
-
-    basis = torch.linalg.qr(
-        torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    )[0].T
-    rest = complement(basis)
-    assert rest.shape == (4, 7)
-    assert torch.allclose(basis @ rest.T, torch.zeros(3, 4, dtype=torch.float64), atol=1e-12)
+def test_whole_mlps_have_no_random_subspaces_and_the_refusal_says_why(model, behavior) -> None:
+    for mechanism in (Components(mlps=(0,)), Components(heads=((0, 5),), mlps=(0,))):
+        assert SUBSPACES not in families_for(mechanism)
+        with pytest.raises(BadClaim, match="whole MLPs") as refused:
+            EngineBench(model).draw_controls(mechanism, behavior, family=SUBSPACES, n_draws=2, seed=0)
+        assert "Neurons" in refused.value.instead
+    every_head = Components(heads=tuple((0, head) for head in range(model.n_heads)))
+    assert best_family(model, every_head) == SAME_LAYERS
+    with pytest.raises(NotEnoughEvidence, match="whole site"):
+        EngineBench(model).draw_controls(every_head, behavior, family=SUBSPACES, n_draws=2, seed=0)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import mechscope as ms
-from mechscope.interventions.intervention import Value
+from mechscope.interventions.intervention import Value, intervention_from_json
 from mechscope.interventions.replace import Patch
 from mechscope.models.inputs import TokenBatch
 from mechscope.vocabulary.errors import InterventionMismatch, MechscopeError, ShapeError, UnknownSite
@@ -179,3 +179,26 @@ def test_a_subspace_of_another_width_is_refused_with_the_widths() -> None:
     with pytest.raises(ShapeError, match=r"10 or 40") as refused:
         after([ms.patch("z.1", donor, subspace=direction(12, n=2))], "z.1")
     assert "width 12" in str(refused.value)
+
+
+@pytest.mark.parametrize("at", ["resid_post.1", "z.1"])
+def test_outside_a_subspace_the_donor_comes_in_and_inside_the_own_value_stays(at: str) -> None:
+    """The same as patching the complement, row for row; heads and their width count together."""
+    model = model_of()
+    donor = model.run(prompts(1), capture=[at])
+    own = model.run(prompts(), capture=[at])[at].flatten(2)
+    full = torch.linalg.qr(
+        torch.randn(own.shape[-1], own.shape[-1], dtype=own.dtype, generator=torch.Generator().manual_seed(0))
+    )[0].T
+    inside, rest = full[:3], full[3:]
+    got = after([ms.patch(at, donor, subspace=inside, outside=True)], at).flatten(2)
+    assert torch.allclose(got, after([ms.patch(at, donor, subspace=rest)], at).flatten(2), atol=1e-12)
+    assert torch.allclose(got @ inside.T, own @ inside.T, atol=1e-12)
+    assert not torch.allclose(got @ rest.T, own @ rest.T, atol=1e-3)
+    plain, kept_out = (ms.patch(at, donor, subspace=inside, outside=outside) for outside in (False, True))
+    assert "outside" not in plain.to_json() and kept_out.to_json()["outside"] is True
+    assert plain.likeness() != kept_out.likeness()
+    tensors: dict[str, Tensor] = {}
+    assert intervention_from_json(kept_out.to_json(tensors), tensors) == kept_out
+    with pytest.raises(InterventionMismatch, match="subspace"):
+        ms.patch(at, donor, outside=True)

@@ -20,7 +20,7 @@ from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.claims.circuit_claims import measure_circuits, refuse_unless_of_parts
 from mechscope.claims.control_families import best_family, draw_family, families_for, refuse_outside
 from mechscope.claims.evidence import HeldOut
-from mechscope.claims.mechanisms import Components, Direction, MeasurableMechanism, ModelSize
+from mechscope.claims.mechanisms import Components, Direction, MeasurableMechanism, ModelSize, Subspaces
 from mechscope.claims.neurons import Neurons
 from mechscope.claims.part_claims import Parts, draw_parts, measure_parts
 from mechscope.claims.predictions import Prediction, RecordedBehavior
@@ -40,6 +40,7 @@ from mechscope.records.canonical import canonical_json
 from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.vocabulary.errors import BadClaim
 from mechscope.vocabulary.protocols import Write
+from mechscope.vocabulary.sites import Site
 
 N_REFERENCE = 200
 """Train prompts whose activations set mean and resample ablations."""
@@ -289,9 +290,7 @@ class EngineBench:
         """The corrupt values that a mechanism alone is restored into: of heads and MLPs, of neurons, of its site."""
         if isinstance(mechanisms[0], Direction):
             return self._donor(mechanisms, split.corrupt)
-        return self._everything(
-            split, ("mlp_post",) if isinstance(mechanisms[0], Neurons) else ("z", "mlp_out")
-        )
+        return self._everything(split, ("mlp_post",) if _are_neurons(mechanisms[0]) else ("z", "mlp_out"))
 
     def _everything(self, split: PairedSplit, points: tuple[str, ...]) -> Cache:
         """The corrupt run's heads and MLPs, or its neurons, once per split."""
@@ -351,6 +350,13 @@ def _intervention(prediction: Prediction) -> tuple[Hashable, ...]:
     if prediction.kind in ("recovers", "needs"):
         return ("alone",)
     return ("along", prediction.dose) if prediction.kind == "raises" else ("without", prediction.how)
+
+
+def _are_neurons(mechanism: Any) -> bool:
+    """True for neurons, and for the random subspaces that they are held against."""
+    if isinstance(mechanism, Subspaces):
+        return Site.parse(mechanism.sites[0]).point == "mlp_post"
+    return isinstance(mechanism, Neurons)
 
 
 def _without_dictionaries(circuit: PartCircuit) -> BadClaim:

@@ -98,7 +98,7 @@ def draw_family(
             anywhere=family == ANY_LAYER,
         )
         return _from_selections(drawn, of=type(mechanism))
-    if family == SUBSPACES and isinstance(mechanism, Components) and not mechanism.mlps:
+    if family == SUBSPACES and isinstance(mechanism, Components | Neurons) and _is_in_parts(mechanism):
         return _subspaces(model, mechanism, reference, n_draws=n_draws, seed=seed)
     if family == DIRECTIONS and isinstance(mechanism, Direction):
         return _directions(model, mechanism, reference, n_draws=n_draws, seed=seed)
@@ -136,9 +136,9 @@ def families_for(mechanism: Any) -> tuple[str, ...]:
         case Sites():
             return (POSITIONS, ANY_SITE)
         case Neurons():
-            return (SAME_LAYERS, ANY_LAYER)
+            return (SAME_LAYERS, ANY_LAYER, SUBSPACES)
         case Components():
-            return (SAME_LAYERS, ANY_LAYER, *([] if mechanism.mlps else [SUBSPACES]))
+            return (SAME_LAYERS, ANY_LAYER, *([SUBSPACES] if _is_in_parts(mechanism) else []))
         case _:
             return (OWN,) if isinstance(mechanism, RivalledMechanism) else ()
 
@@ -161,7 +161,13 @@ def best_family(model: Model, mechanism: Any) -> str:
         n_members = n_selections(selection, universe, anywhere=family == ANY_LAYER)
         if n_members >= FEWEST_THAT_GATE:
             return family
-    return SAME_LAYERS if isinstance(mechanism, Neurons) or mechanism.mlps else SUBSPACES
+    has_room = all(len(selection[layer]) < len(universe[layer]) for layer in selection)
+    return SUBSPACES if _is_in_parts(mechanism) and has_room else SAME_LAYERS
+
+
+def _is_in_parts(mechanism: Components | Neurons) -> bool:
+    """True if it is a part of each of its sites; an MLP is all of one."""
+    return isinstance(mechanism, Neurons) or not mechanism.mlps
 
 
 def refuse_outside(model: Model, mechanism: Components | Neurons) -> None:
@@ -193,6 +199,13 @@ def universe_of(model: Model, mechanism: Components | Neurons) -> Mapping[Hashab
 
 
 def _no_family(family: str, mechanism: Any) -> BadClaim:
+    if family == SUBSPACES and isinstance(mechanism, Components):
+        return BadClaim(
+            f'no controls "{family}" for a mechanism that holds whole MLPs',
+            got=mechanism.name,
+            because="an MLP is all that its site carries, and the only subspace of that dimension is the site itself",
+            instead=f"{SAME_LAYERS}, {ANY_LAYER}, or the MLP's neurons as ms.Neurons",
+        )
     return BadClaim(
         f'no controls "{family}" for this mechanism',
         got=f"{type(mechanism).__name__}: {mechanism.name}",
@@ -216,14 +229,17 @@ def _from_selections(drawn: Family, *, of: type[Components] | type[Neurons]) -> 
 
 
 def _subspaces(
-    model: Model, mechanism: Components, reference: TokenBatch, *, n_draws: int, seed: int
+    model: Model, mechanism: Components | Neurons, reference: TokenBatch, *, n_draws: int, seed: int
 ) -> DrawnControls:
     draws: dict[str, np.ndarray] = {}
-    for layer, heads in mechanism.by_layer.items():
-        site = f"z.{layer}"
-        basis = captured_basis(heads, model.n_heads, model.d_head)
-        name = f"{SUBSPACES} {site}"
+    for layer, members in mechanism.by_layer.items():
+        site = f"{'mlp_post' if isinstance(mechanism, Neurons) else 'z'}.{layer}"
         covariance = covariance_at(model, site, reference)
+        if isinstance(mechanism, Neurons):
+            basis = np.eye(len(covariance))[list(members)]
+        else:
+            basis = captured_basis(members, model.n_heads, model.d_head)
+        name = f"{SUBSPACES} {site}"
         draws[site] = random_subspaces(basis, covariance, n_draws=n_draws, seed=seed, name=name)
     mechanisms = [
         Subspaces(

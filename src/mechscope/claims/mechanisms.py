@@ -21,6 +21,7 @@ from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import NotEnoughEvidence, PositionOutOfRange
 from mechscope.vocabulary.protocols import Mechanism, Write
+from mechscope.vocabulary.sites import Site
 
 Head = tuple[int, int]
 
@@ -185,13 +186,14 @@ class Subspaces:
         return [ablate(site, how, reference=reference, subspace=value.tensor) for site, value in self.bases]
 
     def isolation(self, donor: Cache, size: ModelSize) -> list[Write]:
-        """The donor's values of all heads, but inside the subspaces."""
+        """The donor's values of all heads (or neurons, if the subspaces are of those), but inside the subspaces."""
         inside = dict(self.bases)
+        point = Site.parse(self.bases[0][0]).point
         writes: list[Write] = []
-        for layer in range(size.n_layers):
-            basis = inside.get(f"z.{layer}")
-            outside = None if basis is None else complement(basis.tensor)
-            writes.append(patch(f"z.{layer}", donor, subspace=outside))
+        for site in (f"{point}.{layer}" for layer in range(size.n_layers)):
+            basis = inside.get(site)
+            kept = {} if basis is None else {"subspace": basis.tensor, "outside": True}
+            writes.append(patch(site, donor, **kept))
         return writes
 
     def without_each(self) -> tuple["Subspaces", ...]:
@@ -267,7 +269,7 @@ class Direction:
 
     def isolation(self, donor: Cache, size: ModelSize) -> list[Write]:
         """The donor's values at the site, but along the direction."""
-        return [patch(self.site, donor, subspace=complement(self.tensor[None]))]
+        return [patch(self.site, donor, subspace=self.tensor[None], outside=True)]
 
     def without_each(self) -> tuple["Direction", ...]:
         """A direction has one part."""
@@ -311,13 +313,6 @@ def difference_of_means(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
             instead="a site and a position at which clean and corrupt prompts differ",
         )
     return found
-
-
-def complement(basis: Tensor) -> Tensor:
-    """Orthonormal rows spanning what `basis` (orthonormal rows) does not, [d - n, d]."""
-    rows = basis.double() / basis.double().norm(dim=-1, keepdim=True)
-    full, _ = torch.linalg.qr(rows.T, mode="complete")
-    return full[:, rows.shape[0] :].T
 
 
 def _donated(heads: Mapping[int, Sequence[int]], mlps: Sequence[int], donor: Cache) -> list[Write]:

@@ -41,8 +41,8 @@ def random_subspaces(
         Orthogonal rows, the i-th with the norm of the mechanism's i-th row.
 
     Raises:
-        NotEnoughEvidence: the mechanism is (nearly) the subspace of most or of least variance, so that
-            whatever captures as much is the mechanism itself.
+        NotEnoughEvidence: the mechanism is all of the site, or (nearly) the subspace of most or of least variance,
+            so that whatever captures as much is the mechanism itself.
 
     Cost: one eigendecomposition, then about 15 QR of [d_site, dim] per draw.
     """
@@ -97,6 +97,13 @@ def _spectrum(
 
 
 def _refuse_extremes(target: float, values: Float[np.ndarray, " d_site"], dim: int) -> None:
+    if dim >= len(values):
+        raise NotEnoughEvidence(
+            "a whole site has no random peers",
+            got=f"{dim} of {len(values)} dimensions",
+            because="the only subspace of that dimension is the site itself",
+            instead="other components as controls",
+        )
     most, least = float(values[-dim:].sum()), float(values[:dim].sum())
     room = most - least
     reached = (target - least) / room if room > 1e-9 * most else 0.5
@@ -105,7 +112,7 @@ def _refuse_extremes(target: float, values: Float[np.ndarray, " d_site"], dim: i
             "no random subspace captures as much variance as the mechanism",
             got=f"{target:.4g}; the possible range is {least:.4g} to {most:.4g}",
             because="it is the extreme subspace of these activations, so its only peer is itself",
-            instead="covariance-matched directions, or label-shuffled re-estimates",
+            instead="covariance-matched directions, label-shuffled re-estimates, or other components",
         )
 
 
@@ -143,6 +150,6 @@ def _tilted_to(
             "no random subspace with the mechanism's captured variance was found",
             got=f"{found:.4g} instead of {target:.4g}",
             because="the spectrum of these activations is too steep for the arithmetic",
-            instead="covariance-matched directions, or label-shuffled re-estimates",
+            instead="covariance-matched directions, label-shuffled re-estimates, or other components",
         )
     return frame(high)

@@ -30,10 +30,12 @@ class Patch(Intervention):
         donor: Where the values come from.
         subspace: Orthonormal rows; only the component inside their span is replaced. Their width is the site's
             last axis, or all that the site carries at a position (heads and their width together).
+        outside: With a subspace: the component inside is kept, and all others are replaced.
     """
 
     donor: Donor
     subspace: Value | None = None
+    outside: bool = False
 
     def prepare(self, facts: Facts, sites: Sequence[Site]) -> "Patch":
         """Refuses a site that the donor has no value for, or one of another width."""
@@ -45,11 +47,19 @@ class Patch(Intervention):
 
     def likeness(self) -> Hashable:
         subspace = None if self.subspace is None else self.subspace.memory
-        return type(self), self.donor.memory, subspace, self.where.heads, self.where.units
+        return type(self), self.donor.memory, subspace, self.outside, self.where.heads, self.where.units
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
         new = self.donor.gather(tokens, value)
-        return new if self.subspace is None else move_inside(value, new, self.subspace.tensor)
+        if self.subspace is None:
+            return new
+        here, there = (new, value) if self.outside else (value, new)
+        return move_inside(here, there, self.subspace.tensor)
+
+    def to_json(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        """As of any intervention; `outside` only where it is asked for."""
+        saved = super().to_json(tensors)
+        return saved if self.outside else {key: saved[key] for key in saved if key != "outside"}
 
 
 def patch(
@@ -60,6 +70,7 @@ def patch(
     heads: Any = None,
     units: Any = None,
     subspace: Tensor | None = None,
+    outside: bool = False,
     phase: Phase = "both",
 ) -> Patch:
     """Replace a site's values by a donor's; patching a run with itself changes nothing.
@@ -71,11 +82,22 @@ def patch(
         heads: Heads as the point counts them.
         units: Indices on the last axis.
         subspace: Rows [n, d]; only the component in their span is replaced (an interchange intervention).
+        outside: With a subspace: everything but the component in their span is replaced.
         phase: While generating: "prompt", "generated" or "both".
+
+    Raises:
+        InterventionMismatch: no donor, or `outside` of no subspace.
     """
+    if outside and subspace is None:
+        raise InterventionMismatch(
+            "outside= needs a subspace.",
+            got="outside=True, subspace=None",
+            because="it says that what lies in the subspace is kept",
+            instead="subspace=rows, or no outside=",
+        )
     where = Where.of(positions, heads=heads, units=units, phase=phase)
     basis = None if subspace is None else Value(orthonormal(subspace))
-    return Patch(at=str(at), donor=Donor.of(donor, at), where=where, subspace=basis)
+    return Patch(at=str(at), donor=Donor.of(donor, at), where=where, subspace=basis, outside=outside)
 
 
 @register_kind("freeze")

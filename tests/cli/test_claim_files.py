@@ -11,6 +11,7 @@ from command_line_runs import Shell, is_refusal
 from mechscope.behaviors import Behavior, from_pairs, load
 from mechscope.claims.claim import Claim
 from mechscope.claims.claim_file import ClaimRecord
+from mechscope.claims.controls import SAME_LAYERS
 from mechscope.claims.ledger import Ledger
 from mechscope.claims.mechanisms import Components
 from mechscope.claims.predictions import lowers, recovers
@@ -33,6 +34,7 @@ def claim_about(behavior: Any, head: tuple[int, int] = INDUCTION) -> Claim:
         behavior=behavior,
         mechanism=Components((head,)),
         predictions=[lowers(0.5, unit="gap", how="corrupt"), recovers(0.5)],
+        controls=SAME_LAYERS,
     )
 
 

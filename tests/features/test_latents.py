@@ -75,6 +75,33 @@ def test_steering_clamps_each_latent_to_its_own_value() -> None:
         Latents(dictionary_of(), (6,)).steering(1.0)
 
 
+def test_latents_are_held_by_position_and_the_rest_is_kept() -> None:
+    """The oracle: what each lacks to its value, written at that position alone. Twin: another position's values."""
+    held = ((-1, (1.5, 0.5)), (-3, (0.0, 2.0)))
+    mechanism = Latents(dictionary_of(), (6, 2), held=held)
+    value = values_of(CLEAN)
+    wanted = value.clone()
+    for position, values in held:
+        lacks = torch.tensor(values).double() - dictionary_of().encode(value)[:, position, [6, 2]]
+        wanted[:, position] += written((6, 2), lacks)
+    assert torch.allclose(under(mechanism.ablation("mean", ())), wanted, atol=1e-10)
+    turned = Latents(dictionary_of(), (6, 2), held=((-3, (1.5, 0.5)), (-1, (0.0, 2.0))))
+    assert not torch.allclose(under(turned.holding()), wanted, atol=1e-3)
+    both = under([*Latents(dictionary_of(), (6,), held=((-2, (4.0,)),)).holding()])
+    assert torch.allclose(
+        both, under([ms.clamp(dictionary_of(), feature=6, to=4.0, positions=-2)]), atol=1e-10
+    )
+    assert mechanism.to_json()["held"] == [[-1, [1.5, 0.5]], [-3, [0.0, 2.0]]]
+    assert "held" not in Latents(dictionary_of(), (6, 2)).to_json()
+
+
+def test_latents_that_nobody_said_what_to_hold_at_have_no_mean() -> None:
+    with pytest.raises(InterventionMismatch, match="held= by position"):
+        Latents(dictionary_of(), (6,)).ablation("mean", ())
+    with pytest.raises(InterventionMismatch, match="2 latents"):
+        Latents(dictionary_of(), (6, 2), held=((-1, (1.0,)),))
+
+
 def test_it_is_a_mechanism_with_a_name_an_identity_and_parts() -> None:
     mechanism = Latents(dictionary_of(), (6, 2), values=(1.0, 2.0), label="a trigger")
     assert isinstance(mechanism, Mechanism)

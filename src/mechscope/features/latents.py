@@ -1,4 +1,4 @@
-"""Latents: some latents of one dictionary as a mechanism for a claim: held at zero, exchanged, or held on.
+"""Latents: some latents of one dictionary as a mechanism for a claim: held at zero or a value, exchanged, or held on.
 
 Satisfies the Mechanism protocol. What the dictionary does not explain is kept in every write, so that an effect is the
 latents' own. Refuses a dictionary that reads one site and writes another: its latents are not where they act.
@@ -17,6 +17,7 @@ from mechscope.interventions.intervention import Intervention
 from mechscope.records.fingerprint import hash_tensors
 from mechscope.vocabulary.errors import InterventionMismatch, NotSerializable, PositionOutOfRange
 from mechscope.vocabulary.protocols import Tokens, Write
+from mechscope.vocabulary.where import Where
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,12 +29,15 @@ class Latents:
         latents: Which, in order; each once.
         values: What each holds where it is on: what `steering` holds it at, times the dose. Empty: it can't be steered.
         label: What they are taken to mean, for reports.
+        held: What each is held at, by position (-1: a row's last token), where a claim is about holding them there:
+            e.g. their means over prompts with the thing. Empty: nothing was said.
     """
 
     dictionary: Dictionary
     latents: tuple[int, ...]
     values: tuple[float, ...] = ()
     label: str = ""
+    held: tuple[tuple[int, tuple[float, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         reads, writes = list(self.dictionary.reads), list(self.dictionary.writes)
@@ -55,6 +59,12 @@ class Latents:
                 got=self.latents,
                 instead=f"some of 0 to {n - 1}, each once",
             )
+        if any(len(values) != len(self.latents) for _, values in self.held):
+            raise InterventionMismatch(
+                "Every latent is held at a value of its own at each position.",
+                got=f"{[len(values) for _, values in self.held]} values for {len(self.latents)} latents",
+                instead="held=((-1, (one value a latent)), ...)",
+            )
 
     @property
     def name(self) -> str:
@@ -62,7 +72,8 @@ class Latents:
         numbers = [str(one) for one in self.latents]
         listed = numbers[0] if len(numbers) == 1 else f"{', '.join(numbers[:-1])} and {numbers[-1]}"
         label = f" ({self.label})" if self.label else ""
-        return f"latent{'s' if len(numbers) > 1 else ''} {listed} of {self.site}{label}"
+        held = f" held at {len(self.held)} positions" if self.held else ""
+        return f"latent{'s' if len(numbers) > 1 else ''} {listed} of {self.site}{held}{label}"
 
     @property
     def site(self) -> str:
@@ -75,30 +86,50 @@ class Latents:
 
     def to_json(self) -> dict[str, Any]:
         """Canonical; the dictionary by the hash of its tensors."""
+        held = {"held": [[position, list(values)] for position, values in self.held]} if self.held else {}
         return {
             "kind": "latents",
             "site": self.site,
             "latents": list(self.latents),
             "values": list(self.values),
             "dictionary_sha256": hash_tensors(self.dictionary.tensors),
+            **held,
         }
 
     def ablation(self, how: str, reference: Any) -> Sequence[Write]:
         """Zero holds all at 0, as `ms.clamp(..., to=0)` does one; corrupt gives each its value in the corrupt run.
 
+        Mean holds each at `held`, position by position.
+
         Raises:
-            InterventionMismatch: another `how`: a latent's mean over tokens where it is mostly off says little.
+            InterventionMismatch: another `how`, or "mean" of latents that nobody said what to hold at, position by
+                position: a latent's mean over tokens where it is mostly off says little.
         """
         if how == "zero":
             return [Exchange(at=self.site, dictionary=self.dictionary, latents=self.latents)]
         if how == "corrupt":
             return [self._exchange(reference, alone=False)]
+        if how == "mean" and self.held:
+            return self.holding()
         raise InterventionMismatch(
             f'Latents can\'t be ablated by "{how}".',
             got=how,
             because="they are off at most tokens",
-            instead="zero, corrupt",
+            instead="zero, corrupt; mean, with held= by position",
         )
+
+    def holding(self) -> "list[Hold]":
+        """Each latent at its value in `held`, at the positions named there; what is not explained is kept."""
+        return [
+            Hold(
+                at=self.site,
+                where=Where.of(position),
+                dictionary=self.dictionary,
+                latents=self.latents,
+                to=values,
+            )
+            for position, values in self.held
+        ]
 
     def isolation(self, donor: Any, size: Any = None) -> Sequence[Write]:
         """The donor's value of the site, but for these latents, which keep what the run gives them."""
@@ -164,23 +195,13 @@ class Exchange(Intervention):
     is_alone: bool = False
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
-        mine = self._codes(value)
+        mine = codes_of(self.dictionary, self.latents, value)
         if self.donor is None:
-            return value - self._written(mine).to(value)
+            return value - written_by(self.dictionary, self.latents, mine).to(value)
         other = self.donor.gather(tokens, value)
-        theirs = self._codes(other)
+        theirs = codes_of(self.dictionary, self.latents, other)
         stays, given = (other, mine - theirs) if self.is_alone else (value, theirs - mine)
-        return stays + self._written(given).to(stays)
-
-    def _codes(self, value: Tensor) -> Tensor:
-        return self.dictionary.encode(value)[..., list(self.latents)]
-
-    def _written(self, difference: Tensor) -> Tensor:
-        """What a difference of codes writes; decoding is linear but for a constant."""
-        codes = difference.new_zeros(len(self.latents) + 1, self.dictionary.n_latents)
-        codes[range(len(self.latents)), list(self.latents)] = 1
-        written = self.dictionary.decode(codes)
-        return difference @ (written[:-1] - written[-1])
+        return stays + written_by(self.dictionary, self.latents, given).to(stays)
 
     def to_json(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
         raise NotSerializable(
@@ -188,3 +209,42 @@ class Exchange(Intervention):
             got=f"latents {self.latents} at {self.at}",
             instead="save the dictionary, and name its file and hash beside the latents",
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hold(Intervention):
+    """Latents held at values together: as clamps of each would be that did not see each other.
+
+    Args:
+        dictionary: Whose.
+        latents: Which.
+        to: What each is held at.
+    """
+
+    dictionary: Dictionary
+    latents: tuple[int, ...]
+    to: tuple[float, ...]
+
+    def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
+        mine = codes_of(self.dictionary, self.latents, value)
+        return value + written_by(self.dictionary, self.latents, mine.new_tensor(self.to) - mine).to(value)
+
+    def to_json(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
+        raise NotSerializable(
+            "A hold of latents has a dictionary, which is saved by its own file.",
+            got=f"latents {self.latents} at {self.at}",
+            instead="save the dictionary, and name its file and hash beside the latents",
+        )
+
+
+def codes_of(dictionary: Dictionary, latents: Sequence[int], value: Tensor) -> Tensor:
+    """What some latents hold, [*token, latent]."""
+    return dictionary.encode(value)[..., list(latents)]
+
+
+def written_by(dictionary: Dictionary, latents: Sequence[int], difference: Tensor) -> Tensor:
+    """What a difference of codes writes; decoding is linear but for a constant."""
+    codes = difference.new_zeros(len(latents) + 1, dictionary.n_latents)
+    codes[range(len(latents)), list(latents)] = 1
+    written = dictionary.decode(codes)
+    return difference @ (written[:-1] - written[-1])

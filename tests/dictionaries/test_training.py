@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mechscope.dictionaries.training.resampling import resample
 from mechscope.dictionaries.training.spec import Job, Revival, Schedule, Training
 from mechscope.dictionaries.training.trainer import Trainer
 from mechscope.engine.harvest.blocks import TensorBlocks
+from mechscope.records.canonical import hash_json
 from mechscope.vocabulary.errors import BadFile, DictionaryError, DiskFull, NonFiniteActivations
 from mechscope.vocabulary.sites import Site
 
@@ -235,6 +237,36 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(config: s
     other = trainer(CONFIGS[config], **more | {"seed": 1})
     other.run()
     assert not torch.equal(bits(other)["dec.0"], wanted["dec.0"]), "another seed gives other bits"
+
+
+@pytest.mark.parametrize("config", ["relu", "batch_topk"])
+def test_a_crosscoder_begun_under_another_price_does_not_go_on(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The twin: where the price changes no weight (TopK), and under the same price, it goes on."""
+    with monkeypatch.context() as before:
+        before.setattr("mechscope.dictionaries.training.checkpoint.hash_json", hash_without_price)
+        for name in (config, "topk"):
+            trainer(CONFIGS[name], "crosscoder").run(folder=tmp_path / name, stop_at=3)
+    with pytest.raises(BadFile, match="another price"):
+        trainer(CONFIGS[config], "crosscoder").run(folder=tmp_path / config)
+    trainer(CONFIGS["topk"], "crosscoder").run(folder=tmp_path / "topk", stop_at=4)
+    trainer(CONFIGS[config], "crosscoder").run(folder=tmp_path / "now", stop_at=3)
+    trainer(CONFIGS[config], "crosscoder").run(folder=tmp_path / "now", stop_at=4)
+    with pytest.raises(BadFile, match="another training run"):
+        trainer(CONFIGS[config], "crosscoder", seed=5).run(folder=tmp_path / "now")
+
+
+def hash_without_price(recipe: dict[str, Any]) -> str:
+    """As recipes were hashed before they named a price."""
+    jobs = [{key: value for key, value in job.items() if key != "price"} for job in recipe["jobs"]]
+    return hash_json({**recipe, "jobs": jobs})
+
+
+def test_jobs_whose_weights_no_price_changes_say_none() -> None:
+    assert "price" in Job(config=CONFIGS["relu"], **KINDS["crosscoder"]).to_json()
+    for config, kind in (("topk", "crosscoder"), ("relu", "sae"), ("relu", "cross-layer")):
+        assert "price" not in Job(config=CONFIGS[config], **KINDS[kind]).to_json()
 
 
 @pytest.mark.parametrize("config", ["topk", "batch_topk"])

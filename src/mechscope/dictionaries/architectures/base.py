@@ -77,6 +77,8 @@ class Architecture:
     ties_encoder: ClassVar[bool] = False
     has_aim: ClassVar[bool] = False
     """Whether it has a k, or an L0 that it aims at, which a schedule can begin above its value."""
+    prices_sites: ClassVar[bool] = True
+    """Whether a crosscoder's weights depend on how its latents are priced (`decoder_norms`): by loss or by rank."""
 
     width: int
 

@@ -19,6 +19,8 @@ class GroupMax(Architecture):
         k: Groups.
     """
 
+    prices_sites = False
+
     k: int
 
     def gate(self) -> Gate:

@@ -24,6 +24,7 @@ class MatchingPursuit(Architecture):
     has_encoder_bias: ClassVar[bool] = False
     ties_encoder: ClassVar[bool] = True
     has_aim: ClassVar[bool] = True
+    prices_sites: ClassVar[bool] = False
 
     k: int
 

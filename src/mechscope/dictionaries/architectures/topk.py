@@ -17,6 +17,7 @@ class TopK(Architecture):
     """
 
     has_aim = True
+    prices_sites = False
 
     k: int
 

@@ -46,6 +46,13 @@ def open_checkpoint(folder: Path, learners: Sequence[Learner], *, recipe: Mappin
     if not path.exists():
         return None
     metadata = open_tensor_metadata(path)
+    if metadata["recipe"] == hash_json(_before_prices(recipe)) != hash_json(recipe):
+        raise BadFile(
+            f"{path.name} was begun when crosscoders' latents had another price.",
+            got="a run whose recipe does not say how they are priced",
+            because="it may be the norm of all sites as one vector; now it is the sum of the norms at each",
+            instead="an empty folder: the run from its beginning",
+        )
     if metadata["recipe"] != hash_json(recipe):
         raise BadFile(
             f"{path.name} belongs to another training run.",
@@ -58,6 +65,12 @@ def open_checkpoint(folder: Path, learners: Sequence[Learner], *, recipe: Mappin
         for i, learner in enumerate(learners):
             _restore(learner, i, tensors)
     return int(metadata["step"])  # pyright: ignore[reportArgumentType]
+
+
+def _before_prices(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe as it was before jobs said how crosscoders' latents are priced."""
+    jobs = [{key: value for key, value in job.items() if key != "price"} for job in recipe.get("jobs", ())]
+    return {**recipe, "jobs": jobs}
 
 
 def _restore(learner: Learner, i: int, tensors: Mapping[str, torch.Tensor]) -> None:

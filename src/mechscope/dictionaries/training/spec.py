@@ -1,7 +1,6 @@
 """What is trained, and how: frozen settings of a training run, all of them JSON."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -139,6 +138,11 @@ class Training:
         return saved
 
 
+PRICE = "norms summed over sites"
+"""How a crosscoder's latents are priced. It stands in a run's recipe, so that a run begun under another price is
+refused: the first one, the norm of all sites as one vector, left no word there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """One dictionary to train.
@@ -178,11 +182,14 @@ class Job:
         """Every site whose values it needs."""
         return tuple(dict.fromkeys((*self.reads, *self.targets)))
 
-    def to_json(self) -> Mapping[str, Any]:
+    def to_json(self) -> dict[str, Any]:
+        """All that its weights depend on; the price only where they depend on it, so that other runs go on."""
+        prices_sites = self.config.prices_sites and len(self.targets) > 1 and not self.is_cross_layer
         return {
             "reads": [str(site) for site in self.reads],
             "writes": [str(site) for site in self.targets],
             "config": self.config.to_json(),
             "has_skip": self.has_skip,
             "is_cross_layer": self.is_cross_layer,
+            **({"price": PRICE} if prices_sites else {}),
         }

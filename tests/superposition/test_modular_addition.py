@@ -1,10 +1,14 @@
 """Progress measures find the frequencies of a written-down mechanism, and none in a table learnt by heart."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
 
 from mechscope.models.native import native_to_transformer_lens
 from mechscope.specimens.grokking import (
@@ -14,14 +18,16 @@ from mechscope.specimens.grokking import (
     open_published,
     train_grokking,
 )
-from mechscope.superposition.grokking import draw_progress, open_progress, run_grokking
+from mechscope.superposition.grokking import draw_progress, main, open_progress, run_grokking
 from mechscope.superposition.modular_addition import (
+    Progress,
     gini,
     measure_logits,
     measure_progress,
     split_frequencies,
     sum_basis,
 )
+from mechscope.vocabulary.errors import BadFile
 
 P = 23
 TABLE = make_table(P, train_share=0.4)
@@ -137,3 +143,41 @@ def test_weight_decay_makes_it_grok_and_none_does_not(tmp_path: Path) -> None:
     assert grokked.excluded_loss > 1.0
     assert twin.train_accuracy == 1.0
     assert twin.test_accuracy < grokked.test_accuracy - 0.2
+
+
+def test_the_command_trains_draws_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m mechscope.superposition.grokking`, interrupted after its first checkpoint, as if it never had been."""
+    app = typer.Typer()
+    app.command()(main)
+    tiny = ["--modulus", "7", "--steps", "300", "--seed", "3", "--train-share", "0.5"]
+
+    def run(folder: str, *more: str) -> Result:
+        return CliRunner().invoke(app, ["--out", str(tmp_path / folder), *tiny, *more])
+
+    whole = run("whole")
+    assert whole.exit_code == 0, whole.output
+    assert [line.split(":")[0] for line in whole.output.splitlines()] == ["step 0", "step 250", "step 300"]
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("mechscope.superposition.grokking.describe", interrupting_at(250))
+        assert isinstance(run("parts").exception, KeyboardInterrupt | SystemExit)
+    assert not (tmp_path / "parts" / "grokking.html").exists()
+    resumed = run("parts")
+    assert resumed.exit_code == 0, resumed.output
+    assert "step 300" in resumed.output and "step 0:" not in resumed.output.replace("step 300:", "")
+    assert open_progress(tmp_path / "parts") == open_progress(tmp_path / "whole")
+    assert "Losses over training" in (tmp_path / "parts" / "grokking.html").read_text()
+
+    other = run("parts", "--weight-decay", "0")
+    assert isinstance(other.exception, BadFile), "another run is not mixed into the folder"
+
+
+def interrupting_at(step: int) -> Callable[[Progress], str]:
+    """Says nothing until a step, and is interrupted there, before the checkpoint of that step is written."""
+
+    def said(progress: Progress) -> str:
+        if progress.step == step:
+            raise KeyboardInterrupt
+        return f"step {progress.step}:"
+
+    return said

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import threading
 from collections import Counter
 from pathlib import Path
+from queue import Queue
 
 import pytest
 import torch
@@ -80,6 +82,61 @@ def test_an_epoch_holds_every_token_once_and_any_step_can_be_reached_directly(re
     for start in (1, 3, stream.per_epoch + 2):
         again = next(iter(stream.batches(start, start + 1)))[site]
         assert torch.equal(again, through[start])
+
+
+class CountedBlocks:
+    """Blocks of 8 tokens, which note when one is read."""
+
+    def __init__(self, n_blocks: int = 12) -> None:
+        self.sizes = (8,) * n_blocks
+        self.shapes = {SITES[0]: (4,)}
+        self.n_read = 0
+        self.changed = threading.Condition()
+
+    def block(self, index: int) -> dict[Site, torch.Tensor]:
+        with self.changed:
+            self.n_read += 1
+            self.changed.notify_all()
+        return {SITES[0]: torch.full((8, 4), float(index))}
+
+    def waits_for(self, n: int) -> bool:
+        """Whether so many blocks are read, nobody taking a batch meanwhile; gives up after ten seconds."""
+        with self.changed:
+            return self.changed.wait_for(lambda: self.n_read >= n, timeout=10)
+
+
+def test_the_next_blocks_are_read_while_one_is_trained_on_and_no_more() -> None:
+    """By counting, not by the clock: a trainer stays with a batch until what comes next was read behind its back."""
+    source = CountedBlocks()
+    n_steps, n_blocks = 2 * len(source.sizes), len(source.sizes)
+    batches = ActivationStream(blocks=source, batch=4, reads_ahead=True).batches(0, n_steps)
+    for step in range(n_steps):
+        assert source.n_read <= min(step // 2 + 3, n_blocks), (
+            "memory is bounded: one waits, one is in the hand"
+        )
+        next(batches)
+        assert source.waits_for(min(step // 2 + 3, n_blocks)), (
+            f"step {step}: {source.n_read} blocks were read"
+        )
+    batches.close()
+
+
+def test_what_is_not_read_ahead_is_read_when_it_is_needed() -> None:
+    """The twin of the count above."""
+    source = CountedBlocks()
+    batches = ActivationStream(blocks=source, batch=4).batches(0, 24)
+    for step in range(24):
+        next(batches)
+        assert source.n_read == step // 2 + 1
+
+
+def test_reading_without_a_bound_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechscope.engine.harvest.stream.Queue", lambda maxsize: Queue())
+    source = CountedBlocks()
+    batches = ActivationStream(blocks=source, batch=4, reads_ahead=True).batches(0, 24)
+    next(batches)
+    assert source.waits_for(12), "the whole text lies in memory"
+    batches.close()
 
 
 def counted(rows: torch.Tensor) -> Counter[bytes]:

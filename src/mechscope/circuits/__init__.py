@@ -33,6 +33,7 @@ from mechscope.circuits.statistics.checks import CheckSettings, check_circuit
 from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.circuits.statistics.control_result import DiscoveryControls
 from mechscope.circuits.statistics.discovery_controls import ControlSettings, control_discovery
+from mechscope.circuits.statistics.part_checks import check_parts
 from mechscope.circuits.statistics.random_circuits import random_circuits
 from mechscope.circuits.statistics.resampling import Stability, measure_stability
 from mechscope.circuits.statistics.reset_networks import WeightReset, reset_weights
@@ -82,6 +83,7 @@ __all__ = [
     "acdc_sweep",
     "auroc",
     "check_circuit",
+    "check_parts",
     "choose_experts",
     "choose_latents",
     "choose_units",

@@ -4,6 +4,7 @@ from mechscope.circuits.statistics.checks import CheckSettings, check_circuit
 from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.circuits.statistics.control_result import Discovery, DiscoveryControls
 from mechscope.circuits.statistics.discovery_controls import ControlSettings, control_discovery
+from mechscope.circuits.statistics.part_checks import check_parts
 from mechscope.circuits.statistics.random_circuits import random_circuits
 from mechscope.circuits.statistics.resampling import Stability, measure_stability
 from mechscope.circuits.statistics.reset_networks import WeightReset, reset_weights
@@ -24,6 +25,7 @@ __all__ = [
     "TestSettings",
     "WeightReset",
     "check_circuit",
+    "check_parts",
     "control_discovery",
     "measure_stability",
     "random_circuits",

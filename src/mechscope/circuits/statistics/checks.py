@@ -123,11 +123,11 @@ def check_circuit(
         found = test_circuit(model, circuit, split=test, settings=settings.tests, progress=progress)
         tests, edge_p = list(found.tests.values()), dict(found.edge_p)
     except NotEnoughEvidence as refusal:
-        left_out.append(f"tests against random circuits: {_why(refusal)}")
+        left_out.append(f"tests against random circuits: {why(refusal)}")
     try:
         tests += _under_stress(model, circuit, splits=(search, test), settings=settings, progress=progress)
     except NotEnoughEvidence as refusal:
-        left_out.append(f"parts of the complement: {_why(refusal)}")
+        left_out.append(f"parts of the complement: {why(refusal)}")
     controls = None
     if settings.n_controls:
         find = find or search_of(circuit)
@@ -175,12 +175,20 @@ def _under_stress(
     left = values[2:] - values[1]
     gap = values[0] - values[1]
     return [
-        _random_parts_test(left[1:].mean(1) / gap.mean(), settings),
-        _worst_part_test((left[0], gap), test.units, n_removed=int((~worst).sum()), settings=settings),
+        random_parts_test(left[1:].mean(1) / gap.mean(), settings),
+        worst_part_test(
+            (left[0], gap), test.units, removed=f"{int((~worst).sum())} edges", settings=settings
+        ),
     ]
 
 
-def _random_parts_test(kept: np.ndarray, settings: CheckSettings) -> CircuitTest:
+def random_parts_test(kept: np.ndarray, settings: CheckSettings) -> CircuitTest:
+    """Null: at most a share of random parts of the rest can be removed so that enough of the gap is kept.
+
+    Args:
+        kept: Share of the gap without each random part, [part].
+        settings: How much is enough, and of how many.
+    """
     hits, n, share = int((kept >= settings.keeps).sum()), len(kept), settings.tests.share
     p = float(stats.binomtest(hits, n, share, alternative="greater").pvalue)
     return CircuitTest(
@@ -198,9 +206,17 @@ def _random_parts_test(kept: np.ndarray, settings: CheckSettings) -> CircuitTest
     )
 
 
-def _worst_part_test(
-    measured: tuple[np.ndarray, np.ndarray], units: np.ndarray, *, n_removed: int, settings: CheckSettings
+def worst_part_test(
+    measured: tuple[np.ndarray, np.ndarray], units: np.ndarray, *, removed: str, settings: CheckSettings
 ) -> CircuitTest:
+    """Null: without the worst part of the rest at most some of the gap is kept.
+
+    Args:
+        measured: What is left of the gap without it, and the gap, [pair] each.
+        units: Of pairs.
+        removed: How much was removed, in words.
+        settings: How much is enough.
+    """
     found = ratio_bootstrap(Resamples(units, seed=settings.tests.seed), *measured)
     interval, p = found.interval(0.95), found.p_at_most(settings.keeps)
     return CircuitTest(
@@ -210,7 +226,7 @@ def _worst_part_test(
         statistic=found.value,
         p=p,
         passes=p <= settings.tests.level,
-        note=f"{n_removed} edges, chosen against the circuit on train prompts",
+        note=f"{removed}, chosen against the circuit on train prompts",
         measured="share of the gap kept without the worst part of the rest",
         estimate=found.value,
         interval=(interval.low, interval.high),
@@ -237,7 +253,7 @@ def _controls(
             permuted_answers(split)
     except NotEnoughEvidence as refusal:
         worlds.remove("permuted answers")
-        left_out.append(f"permuted answers: {_why(refusal)}")
+        left_out.append(f"permuted answers: {why(refusal)}")
 
     def find_or_keep(where: Model, split: Split) -> Circuit:
         is_own = where is model and split is search
@@ -253,10 +269,11 @@ def _controls(
     try:
         found = control_discovery(model, splits, find=find_or_keep, settings=chosen, progress=told)
     except NotEnoughEvidence as refusal:
-        return None, [*left_out, f"the search where there is nothing to find: {_why(refusal)}"]
+        return None, [*left_out, f"the search where there is nothing to find: {why(refusal)}"]
     plain: Any = to_plain(found.settings)
     return replace(found, model=None, settings=plain), left_out
 
 
-def _why(refusal: NotEnoughEvidence) -> str:
+def why(refusal: NotEnoughEvidence) -> str:
+    """A refusal in one line."""
     return f"{refusal.what} {refusal.because}".strip()

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mechscope.circuits.circuit import Circuit
+from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.figures.labelled import LabelledArray
 from mechscope.figures.prose import Cell, Table
 from mechscope.records.fingerprint import ModelFingerprint
@@ -32,13 +33,13 @@ class Discovery:
         gap: m(model) less m(none) in this world, on prompts that the search has not seen.
         gap_interval: 95%, by resampling units.
         carried: What the circuit carries there, in units of the real gap; for the model its faithfulness.
-        concentration: Share of all edges' absolute scores that the circuit's number of strongest edges holds.
-        curve: Carried by the strongest edges, for each size.
+        concentration: Share of all edges' (or parts') absolute scores that the circuit's number of strongest holds.
+        curve: Carried by the strongest edges (or parts), for each size.
         note: Why there is no circuit.
     """
 
     world: str
-    circuit: Circuit | None
+    circuit: Circuit | PartCircuit | None
     gap: float
     gap_interval: tuple[float, float]
     carried: float
@@ -183,8 +184,15 @@ class DiscoveryControls:
         return cls.from_json(plain, model=record.model)
 
 
+def _circuit_of(saved: Mapping[str, Any]) -> Circuit | PartCircuit:
+    for one in PartCircuit.__subclasses__():
+        if one.record.kind == saved["kind"]:
+            return one.from_json(saved)
+    return Circuit.from_json(saved)
+
+
 def _discovery_of(saved: Mapping[str, Any]) -> Discovery:
-    circuit = None if saved["circuit"] is None else Circuit.from_json(saved["circuit"])
+    circuit = None if saved["circuit"] is None else _circuit_of(saved["circuit"])
     low, high = saved["gap_interval"]
     rest = {k: v for k, v in saved.items() if k not in ("circuit", "gap_interval", "curve")}
     return Discovery(circuit=circuit, gap_interval=(low, high), curve=tuple(saved["curve"]), **rest)

@@ -293,22 +293,23 @@ def _inflated(circuit: Circuit, settings: TestSettings) -> tuple[list[np.ndarray
     return inflated, less
 
 
-def minimality(edge_p: Mapping[str, float], settings: TestSettings) -> CircuitTest:
+def minimality(edge_p: Mapping[str, float], settings: TestSettings, *, of: str = "edge") -> CircuitTest:
     """Null: some edge matters no more than random ones. Passed if every edge is shown to matter more.
 
     Args:
         edge_p: Of each edge, corrected; see `matters_more`.
         settings: The level.
+        of: What it is made of, in a word.
     """
     needed = sum(p <= settings.level for p in edge_p.values())
     return CircuitTest(
         name="minimality",
-        null="some edge matters no more than a random one",
+        null=f"some {of} matters no more than a random one",
         statistic=needed / len(edge_p),
         p=max(edge_p.values()),
         passes=needed == len(edge_p),
-        note=f"{needed} of {len(edge_p)} edges shown to matter more than random ones",
-        measured="share of its edges shown to matter more than random ones",
+        note=f"{needed} of {len(edge_p)} {of}s shown to matter more than random ones",
+        measured=f"share of its {of}s shown to matter more than random ones",
         estimate=needed / len(edge_p),
         level=settings.level,
     )

@@ -49,6 +49,7 @@ if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope.graphs.build import attribution_graph as attribution_graph
     from mechscope.interventions.ablation import ablate as ablate
     from mechscope.interventions.clamp import clamp as clamp
+    from mechscope.interventions.generated_text import GeneratedText as GeneratedText
     from mechscope.interventions.replace import edit as edit
     from mechscope.interventions.replace import freeze as freeze
     from mechscope.interventions.replace import patch as patch
@@ -114,6 +115,7 @@ _INDEX: dict[str, str] = {
     "scale": "mechscope.interventions.steering:scale",
     "cap": "mechscope.interventions.steering:cap",
     "clamp": "mechscope.interventions.clamp:clamp",
+    "GeneratedText": "mechscope.interventions.generated_text:GeneratedText",
     "Experiment": "mechscope.engine.experiment:Experiment",
     "run_experiments": "mechscope.engine.execute:run_experiments",
     "make_plan": "mechscope.engine.plan:make_plan",

@@ -10,6 +10,7 @@ from typing import Any
 
 from mechscope.behaviors.split import Split
 from mechscope.data.splits import SPLITS, refuse_shared_entities
+from mechscope.interventions.generated_text import GeneratedText
 from mechscope.interventions.metrics import Metric
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
@@ -103,7 +104,6 @@ class Behavior:
 
     def recipe(self) -> dict[str, Any]:
         """Everything that identifies the prompts, as JSON: the part of a claim that says on which data."""
-        metric = self.metric
         splits = {
             name: {
                 "n": len(split),
@@ -119,7 +119,7 @@ class Behavior:
             "settings": dict(self.provenance.settings),
             "changes": [dict(change) for change in self.provenance.changes],
             "notes": self.notes,
-            "metric": {"kind": metric.kind, "position": metric.position, "unit": metric.unit},
+            "metric": _told_metric(self.metric),
             "bos": self.train.clean.bos,
             "splits": splits,
         }
@@ -131,11 +131,12 @@ class Behavior:
         short = [] if n_held_out >= MIN_HELD_OUT else [_too_small(n_held_out)]
         return [*self.provenance.notes, *short]
 
-    def metric_as(self, kind: str) -> "Behavior":
+    def metric_as(self, kind: str | GeneratedText) -> "Behavior":
         """The same prompts, measured otherwise.
 
         Args:
-            kind: "logit_difference", "log_probability", "probability_difference", "rank" or "accuracy".
+            kind: "logit_difference", "log_probability", "probability_difference", "rank" or "accuracy"; or a
+                `GeneratedText`, for claims about what the model writes on these prompts.
 
         Raises:
             BadPairs: no such metric, or one that needs foils where there are none.
@@ -218,6 +219,15 @@ class Behavior:
                         because="a prompt that was looked at can't test what was seen on it",
                         instead="give every prompt to one split",
                     )
+
+
+def _told_metric(metric: Metric) -> dict[str, Any]:
+    """A metric in a recipe: which answers it reads is in the hash of each split's data."""
+    if isinstance(metric, GeneratedText):
+        return {key: value for key, value in metric.to_json().items() if key != "answers"} | {
+            "unit": metric.unit
+        }
+    return {"kind": metric.kind, "position": metric.position, "unit": metric.unit}
 
 
 def _too_small(n: int) -> str:

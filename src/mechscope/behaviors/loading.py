@@ -5,6 +5,7 @@ model's tokenizer can't express, with counts and what it can. Invariant: (name, 
 """
 
 from collections.abc import Set
+from dataclasses import replace
 from typing import Any
 
 from mechscope.behaviors import specimens, templates  # noqa: F401 # pyright: ignore[reportUnusedImport] - both register
@@ -14,6 +15,7 @@ from mechscope.behaviors.registry import Source, names_for, source_for
 from mechscope.behaviors.split import Split, split_of, usual_metric
 from mechscope.data.pairs import PromptPair, TokenPair
 from mechscope.data.splits import sizes_of
+from mechscope.interventions.generated_text import GeneratedText
 from mechscope.models.inputs import Reader
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import BadPairs, NotEnoughEvidence
@@ -110,7 +112,11 @@ def _redraw(was: Behavior, seed: int, *, source: Source, reader: Reader) -> Beha
         ) from error
     told = f"fresh held-out prompts, seed {seed}: none of them is among the {n} that were known"
     change = {"kind": "redrawn", "seed": seed, "without": held_out.data_hash, "told": told}
-    fresh = _split("held_out", drawn, of=was.name, metric=held_out.metric.kind, reader=reader)
+    known = held_out.metric
+    kind = usual_metric(drawn) if isinstance(known, GeneratedText) else known.kind
+    fresh = _split("held_out", drawn, of=was.name, metric=kind, reader=reader)
+    if isinstance(known, GeneratedText):
+        fresh = fresh.with_metric(replace(known, answers=()))
     return was.changed({**was.splits, "held_out": fresh}, change, draw_again=was.draw_again)
 
 

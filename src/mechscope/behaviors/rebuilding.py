@@ -11,6 +11,7 @@ from typing import Any
 from mechscope.behaviors.behavior import Behavior
 from mechscope.behaviors.loading import load
 from mechscope.behaviors.own import from_pairs
+from mechscope.interventions.generated_text import GeneratedText
 from mechscope.models.model import Model
 from mechscope.records.files import sha256_of
 from mechscope.vocabulary.errors import BadClaim, BadFile, ChecksumMismatch, NotReproduced
@@ -30,7 +31,9 @@ def rebuild_behavior(recipe: Mapping[str, Any], model: Model, *, pairs: Path | N
         NotReproduced: the source writes other prompts today.
     """
     behavior = _from_source(recipe, model, pairs)
-    if behavior.metric.kind != recipe["metric"]["kind"]:
+    if recipe["metric"]["kind"] == GeneratedText.kind:
+        behavior = behavior.metric_as(GeneratedText.from_json(recipe["metric"]))
+    elif behavior.metric.kind != recipe["metric"]["kind"]:
         behavior = behavior.metric_as(recipe["metric"]["kind"])
     for change in recipe["changes"]:
         behavior = _changed(behavior, change, model)
@@ -81,7 +84,7 @@ def _from_file(recipe: Mapping[str, Any], model: Model, pairs: Path | None) -> B
             because="one changed prompt would change every number",
             instead=f"{settings['file']} as it was",
         )
-    kind = recipe["metric"]["kind"]
+    kind = "" if recipe["metric"]["kind"] == GeneratedText.kind else recipe["metric"]["kind"]
     return from_pairs(
         pairs, model, metric=kind, seed=settings["seed"], space=settings["space"], name=recipe["name"]
     )

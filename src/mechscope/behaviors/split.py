@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from mechscope.data.pairs import TokenPair
 from mechscope.data.splits import groups_of
+from mechscope.interventions.generated_text import GeneratedText
 from mechscope.interventions.metrics import METRICS, Answers, Metric
 from mechscope.models.inputs import Bos, TokenBatch, batch_of
 from mechscope.records.canonical import hash_json
@@ -105,8 +106,10 @@ class Split:
             texts=tuple(self.texts[row] for row in rows),
         )
 
-    def with_metric(self, kind: str) -> "Split":
+    def with_metric(self, kind: str | GeneratedText) -> "Split":
         """The same prompts, measured otherwise; see `Behavior.metric_as`."""
+        if isinstance(kind, GeneratedText):
+            return replace(self, metric=kind.of_answers(self.answers))
         return replace(self, metric=metric_of(kind, self.answers, self.wrong))
 
     def __str__(self) -> str:

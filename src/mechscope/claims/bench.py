@@ -20,6 +20,7 @@ from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.claims.circuit_claims import measure_circuits, refuse_unless_of_parts
 from mechscope.claims.control_families import best_family, draw_family, families_for, refuse_outside
 from mechscope.claims.evidence import HeldOut
+from mechscope.claims.generated_claims import measure_text, refuse_unless_writable
 from mechscope.claims.mechanisms import Components, Direction, MeasurableMechanism, ModelSize, Subspaces
 from mechscope.claims.neurons import Neurons
 from mechscope.claims.part_claims import Parts, draw_parts, measure_parts
@@ -31,6 +32,7 @@ from mechscope.data.units import units_of
 from mechscope.engine.execute import run_experiments
 from mechscope.engine.experiment import Experiment
 from mechscope.interventions.ablation import reference_rows
+from mechscope.interventions.generated_text import GeneratedText
 from mechscope.interventions.metrics import Metric
 from mechscope.models.cache import Cache
 from mechscope.models.capturing import cache_at
@@ -50,6 +52,7 @@ BOUNDS = {
     "probability_difference": (-1.0, 1.0),
     "log_probability": (-np.inf, 0.0),
     "rank": (0.0, np.inf),
+    "generated_text": (0.0, 1.0),
 }
 """Lowest and highest value of a metric: a baseline at one of them leaves no room to see a change."""
 
@@ -128,20 +131,30 @@ class EngineBench:
     def open_split(self, behavior: Any, *, fresh_seed: int | None) -> HeldOut:
         """Read the held-out prompts and measure them without intervention."""
         split = self._split(behavior, fresh_seed)
-        clean, corrupt = run_experiments(
-            self._model,
-            [Experiment(inputs=inputs, metric=split.metric) for inputs in (split.clean, split.corrupt)],
-        ).values
+        clean, corrupt = self._untouched(split)
         held_out = HeldOut(
             data_hash=split.data_hash,
-            clean=clean.numpy(),
-            corrupt=corrupt.numpy(),
+            clean=clean,
+            corrupt=corrupt,
             units=units_of(list(split.entities), list(split.templates)),
             bounds=BOUNDS.get(split.metric.kind, (-np.inf, np.inf)),
             strata=tuple(split.templates),
+            generated_text=isinstance(split.metric, GeneratedText),
         )
         self._opened.append((held_out, split))
         return held_out
+
+    def _untouched(self, split: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The metric on clean and on corrupt prompts without any intervention."""
+        if isinstance(split.metric, GeneratedText):
+            clean, corrupt = (
+                measure_text(self._model, split, lambda _part: [[]], side=side)[0]
+                for side in ("clean", "corrupt")
+            )
+            return clean, corrupt
+        sides = [Experiment(inputs=inputs, metric=split.metric) for inputs in (split.clean, split.corrupt)]
+        found = run_experiments(self._model, sides).values
+        return found[0].numpy(), found[1].numpy()
 
     def measure(
         self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, held_out: HeldOut
@@ -206,6 +219,8 @@ class EngineBench:
                 split=split,  # pyright: ignore[reportArgumentType] - the splits of live behaviours
                 progress=told,
             )
+        if isinstance(split.metric, GeneratedText):
+            return self._written(mechanisms, prediction, behavior, split)
         writes = self._writers(mechanisms, prediction, behavior, split)
         is_restored = prediction.kind in ("recovers", "needs") and isinstance(mechanisms[0], Sites)
         inputs = split.corrupt if is_restored else split.clean
@@ -214,6 +229,18 @@ class EngineBench:
             for m in mechanisms
         ]
         return run_experiments(self._model, experiments, progress=told).table().numpy()
+
+    def _written(
+        self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, split: Any
+    ) -> Float[np.ndarray, "mechanism prompt"]:
+        """What is mentioned in text that is written under each mechanism's interventions."""
+
+        def writes_of(part: Any) -> list[Sequence[Write]]:
+            writes = self._writers(mechanisms, prediction, behavior, part)
+            return [writes(mechanism) for mechanism in mechanisms]
+
+        told = self._told(f"{prediction.kind} generated text, {len(mechanisms)} mechanisms")
+        return measure_text(self._model, split, writes_of, progress=told)
 
     def _least_needed(
         self, mechanism: Any, prediction: Prediction, behavior: Any, split: PairedSplit
@@ -310,7 +337,10 @@ class EngineBench:
         key = (_prompts_of(behavior), fresh_seed)
         if key not in self._splits:
             live = self._live(behavior)
-            self._splits[key] = live.held_out if fresh_seed is None else live.redraw(fresh_seed).held_out
+            split = live.held_out if fresh_seed is None else live.redraw(fresh_seed).held_out
+            if isinstance(split.metric, GeneratedText):
+                refuse_unless_writable(self._model, split, split.metric)
+            self._splits[key] = split
         return self._splits[key]
 
     def _live(self, behavior: Any) -> Any:

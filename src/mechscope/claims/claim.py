@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from mechscope.claims.controls import RIVALS, STRICTEST
+from mechscope.claims.generated_claims import text_problems
 from mechscope.claims.predictions import Behavior, Prediction, RecordedBehavior, recorded
 from mechscope.records.canonical import canonical_json, hash_json, to_plain
 from mechscope.records.files import open_json, save_json
@@ -294,6 +295,8 @@ def _problems(claim: Claim) -> list[str]:
     if isinstance(claim.seed, bool) or claim.seed < 0:
         problems.append("the seed is a whole number from 0 on")
     kinds = [prediction.kind for prediction in claim.predictions]
+    if isinstance(claim.behavior, Behavior) and isinstance(claim.mechanism, NamedMechanism):
+        problems += text_problems(claim.mechanism.to_json(), claim.predictions, claim.behavior.recipe())
     if not kinds:
         problems.append("it predicts nothing")
     elif set(kinds) == {"spares"}:

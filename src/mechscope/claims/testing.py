@@ -332,22 +332,22 @@ def _refuse_own_positions(mechanism: Any) -> None:
         )
 
 
-def _some(members: DrawnControls, family: str, seed: int) -> DrawnControls:
-    """At most `N_SHOWN` of them, by the claim's seed."""
-    n = len(members.mechanisms)
-    if n <= N_SHOWN:
+def _some(members: DrawnControls, family: str, seed: int, *, n: int = N_SHOWN) -> DrawnControls:
+    """At most `n` of them, by the claim's seed."""
+    n_drawn = len(members.mechanisms)
+    if n_drawn <= n:
         return members
-    chosen = sorted(generator_for(seed, "shown", family).choice(n, N_SHOWN, replace=False).tolist())
+    chosen = sorted(generator_for(seed, "shown", family).choice(n_drawn, n, replace=False).tolist())
     names = tuple(members.names[i] for i in chosen) if members.names else ()
     return DrawnControls([members.mechanisms[i] for i in chosen], members.n_members, names)
 
 
-def _enough(drawn: DrawnControls, claim: Claim, held_out: HeldOut) -> DrawnControls:
-    """All that were drawn, or the first 39 of a larger family where each measurement is a generation."""
-    if not held_out.generated_text or len(drawn.mechanisms) == drawn.n_members:
+def _enough(drawn: DrawnControls, claim: Claim, held_out: HeldOut, family: str) -> DrawnControls:
+    """All that were drawn; of more than 39, where each measurement is a generation, 39 by the claim's seed."""
+    if not held_out.generated_text:
         return drawn
     n = rule.required_draws(len(claim.predictions), generated_text=True)
-    return DrawnControls(drawn.mechanisms[:n], drawn.n_members, drawn.names[:n])
+    return _some(drawn, family, claim.seed, n=n)
 
 
 def _behaviors_of(claim: Claim) -> list[Any]:
@@ -384,7 +384,7 @@ def _measure(
             names=members.names,
         )
         for family, members in (
-            (name, _enough(found, claim, held_out)) for name, found in ready.drawn.items()
+            (name, _enough(found, claim, held_out, name)) for name, found in ready.drawn.items()
         )
         if members.mechanisms
     }

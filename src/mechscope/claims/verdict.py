@@ -225,10 +225,14 @@ def _row(result: PredictionResult) -> tuple[str, ...]:
         str(result.prediction),
         result.outcome,
         effect,
-        "none needed" if controls is None else f"{controls.rank}, {controls.family}",
+        "none needed" if controls is None else f"{controls.rank}, {controls.family}{_marked(controls)}",
         "–" if controls is None or controls.p is None else number(controls.p),
         number(result.p_failure_holm),
     )
+
+
+def _marked(controls: ControlSummary) -> str:
+    return f" (generated text, {controls.n_drawn} draws)" if controls.generated_text else ""
 
 
 def _interval(plain: Mapping[str, Any] | None) -> Interval | None:

@@ -83,7 +83,7 @@ def generate(
     )
     _refuse_settings(settings)
     batch = model.tokens(inputs, bos=bos)
-    _refuse_overflow(model, batch, settings.max_new_tokens)
+    refuse_overflow(model, batch, settings.max_new_tokens)
     rows = _new_tokens(model, batch, interventions, settings)
     if settings.returns == "tokens" or model.tokenizer is None:
         return rows
@@ -185,7 +185,12 @@ def _refuse_settings(settings: Sampling) -> None:
         )
 
 
-def _refuse_overflow(model: "mechscope.models.model.Model", batch: TokenBatch, n_new: int) -> None:
+def refuse_overflow(model: "mechscope.models.model.Model", batch: TokenBatch, n_new: int) -> None:
+    """Refuse prompts that leave no room for so many new tokens.
+
+    Raises:
+        PromptTooLong
+    """
     longest = int(batch.n_real.max()) + n_new
     if longest > model.n_context:
         raise PromptTooLong(

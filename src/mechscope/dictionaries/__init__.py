@@ -27,6 +27,7 @@ from mechscope.dictionaries.evaluation.model_comparison import ModelComparison
 from mechscope.dictionaries.evaluation.probing import sparse_probing
 from mechscope.dictionaries.evaluation.result import Evaluation
 from mechscope.dictionaries.evaluation.run import evaluate
+from mechscope.dictionaries.evaluation.saebench import absorption_to_saebench, probing_to_saebench
 from mechscope.dictionaries.evaluation.spec import EvaluationSettings
 from mechscope.dictionaries.evaluation.splitting import feature_tree
 from mechscope.dictionaries.evaluation.stability import match_latents, seed_stability
@@ -72,6 +73,7 @@ __all__ = [
     "TopK",
     "Training",
     "absorption",
+    "absorption_to_saebench",
     "card",
     "compare_models",
     "dark_matter",
@@ -85,6 +87,7 @@ __all__ = [
     "match_latents",
     "open",
     "over_seeds",
+    "probing_to_saebench",
     "register_architecture",
     "seed_stability",
     "sparse_probing",

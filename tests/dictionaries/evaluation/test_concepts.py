@@ -1,5 +1,6 @@
 """Probing and absorption on planted concepts: what is there is found, what is not is not, and the twin shows it."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,15 @@ from torch import Tensor
 from family_cases import opened
 from mechscope.dictionaries.codes import SparseCodes
 from mechscope.dictionaries.dictionary import Dictionary
-from mechscope.dictionaries.evaluation.absorption import absorption, first_letter_absorption, first_letters
+from mechscope.dictionaries.evaluation.absorption import (
+    AbsorptionSettings,
+    absorption,
+    first_letter_absorption,
+    first_letters,
+    fractions,
+)
 from mechscope.dictionaries.evaluation.probing import auroc, sparse_probing
+from mechscope.dictionaries.evaluation.saebench import absorption_to_saebench, probing_to_saebench
 from mechscope.dictionaries.settings import Gate, Port, Settings, sae_settings
 from mechscope.vocabulary.errors import DictionaryMismatch, MissingTokenizer, NotEnoughEvidence
 from mechscope.vocabulary.sites import Site
@@ -200,3 +208,73 @@ def test_first_letters_of_any_tokenizer() -> None:
     assert {one.bos for one in found.values()} == {"given"} and {one.bos for one in again.values()} == {
         "removed"
     }
+
+
+def test_the_fraction_is_the_share_that_others_have_in_what_is_written() -> None:
+    values, parent, _ = world()
+    full = absorption(absorbing(), values, labels=parent)
+    assert full.fraction.value == pytest.approx(full.absorbed.value, abs=0.02), (
+        "all of it, where it is absorbed"
+    )
+    assert absorption(faithful(), values, labels=parent).fraction.value == 0
+    rows = np.array([[1.0, 0.0], [0.8, 0.0], [0.05, 1.0]])  # the last one hardly points along the probe
+    codes = np.array([[0.5, 0.625, 0], [0.5, 0.25, 9], [1.2, 1, 0], [0, 2, 0], [0.2, 2, 0]])
+    needed, along = np.ones(5), np.array([1.0, 0.0])
+    taken = fractions(codes, rows, along, [0], AbsorptionSettings(), needed=needed)
+    # half of it; under 0.4 of what is needed; the main one writes enough; all; 0.8 of it, not 1.6 of 1.8
+    assert taken == pytest.approx([0.5, 0, 0, 1, 0.8])
+
+
+def test_probes_say_what_share_of_tokens_they_get_right() -> None:
+    values, parent, _ = world()
+    codes = faithful().encode(values)
+    found = sparse_probing(codes, parent, k=(1, 5), values=values)
+    assert found.accuracy[1].value > 0.97 and found.dense_accuracy.value > 0.97
+    assert found.accuracy[1].low <= found.accuracy[1].value <= found.accuracy[1].high
+    assert found.share_with == pytest.approx(float(parent.double().mean()), abs=0.03)
+    absent = parent[torch.randperm(N, generator=torch.Generator().manual_seed(3))]
+    assert sparse_probing(codes, absent, k=(5,)).accuracy[5].value == pytest.approx(0.5, abs=0.06)
+    assert sparse_probing(codes, parent, k=(1,)).dense_accuracy is None
+
+
+def test_absorption_and_probes_are_written_with_every_field_that_saebench_requires() -> None:
+    values, parent, _ = world()
+    letters = {
+        "a": absorption(absorbing(), values, labels=parent),
+        "b": absorption(faithful(), values, labels=parent),
+    }
+    saved = json.loads(json.dumps(absorption_to_saebench(letters, absorbing()), allow_nan=False))
+    assert saved["eval_type_id"] == "absorption_first_letter"
+    scores = ("absorption_fraction_score", "full_absorption_score", "num_split_features")
+    mean = saved["eval_result_metrics"]["mean"]
+    assert set(mean) == {f"{how}_{name}" for how in ("mean", "std_dev") for name in scores}
+    assert mean["mean_full_absorption_score"] == pytest.approx(letters["a"].absorbed.value / 2)
+    assert set(saved["eval_result_details"][0]) == {
+        "first_letter",
+        "mean_absorption_fraction",
+        "full_absorption_rate",
+        "num_full_absorption",
+        "num_probe_true_positives",
+        "num_split_features",
+    }
+    detail = saved["eval_result_details"][0]
+    rate = detail["num_full_absorption"] / detail["num_probe_true_positives"]
+    assert rate == pytest.approx(detail["full_absorption_rate"])
+    with pytest.raises(NotEnoughEvidence, match="first letters"):
+        absorption_to_saebench({"a": letters["a"]}, absorbing())
+    with pytest.raises(NotEnoughEvidence, match="first letters"):
+        absorption_to_saebench(letters | {"mood": letters["a"]}, absorbing())
+
+    probes = {"parent": sparse_probing(faithful().encode(values), parent, k=(1, 3), values=values)}
+    saved = json.loads(json.dumps(probing_to_saebench(probes, faithful()), allow_nan=False))
+    assert saved["eval_type_id"] == "sparse_probing"
+    assert saved["eval_result_metrics"] == {
+        "llm": {"llm_test_accuracy": probes["parent"].dense_accuracy.value},
+        "sae": {"sae_top_1_test_accuracy": probes["parent"].accuracy[1].value},
+    }
+    assert saved["eval_result_details"][0]["dataset_name"] == "parent"
+    assert saved["eval_result_unstructured"]["intervals_95"]["parent: k = 3"]
+    again = probing_to_saebench(probes, faithful())
+    assert again["eval_id"] == saved["eval_id"], "equal numbers, equal ids"
+    with pytest.raises(NotEnoughEvidence, match="activations"):
+        probing_to_saebench({"x": sparse_probing(faithful().encode(values), parent)}, faithful())

@@ -29,7 +29,7 @@ from mechscope.models.model import Model
 from mechscope.vocabulary.errors import DictionaryMismatch, MissingTokenizer, NotEnoughEvidence
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-_CANDIDATES = 10
+CANDIDATES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,8 @@ class AbsorptionSettings:
         least_cosine: An absorbing latent's decoder points at least this much along the probe.
         least_share: ... and writes at least this fraction of what the activation has along it beyond tokens without
             the concept.
+        most_absorbers: Of the fraction: so many latents may share in taking over.
+        least_cosine_of_absorbers: ... each of which points at least this much along the probe.
         least_auroc: Below it the probe does not find the concept, and there is nothing to absorb.
         batch_size: Prompts at a time, where a text is read; changes no result.
         seed: Of the division into halves.
@@ -49,6 +51,8 @@ class AbsorptionSettings:
     least_gain: float = 0.03
     least_cosine: float = 0.025
     least_share: float = 0.4
+    most_absorbers: int = 3
+    least_cosine_of_absorbers: float = 0.1
     least_auroc: float = 0.8
     batch_size: int = 8
     seed: int = 0
@@ -61,6 +65,8 @@ class Absorption:
     Args:
         absorbed: Share of the held-out tokens with the concept (that the probe gets right) that are absorbed.
         missed: Share at which no main latent fires, absorbed or not.
+        fraction: How much of what is written along the probe others have taken over, whether main latents are silent
+            or only weak; mean over the same tokens (SAEBench's "absorption fraction").
         main: The concept's own latents.
         absorbers: Latents that absorbed, and at how many tokens.
         probe_auroc: Of the probe, held out.
@@ -70,6 +76,7 @@ class Absorption:
 
     absorbed: Estimate
     missed: Estimate
+    fraction: Estimate
     main: tuple[int, ...]
     absorbers: dict[int, int]
     probe_auroc: float
@@ -129,17 +136,18 @@ def absorption(
     wanted = ~train & truth & (score > 0)
     rows = dictionary.decoder_rows().detach().to("cpu", torch.float64).numpy()
     along = table @ direction
-    silent, absorber = _absorbers(
-        codes[wanted], rows, direction, main, chosen, needed=along[wanted] - along[train & ~truth].mean()
-    )
+    needed = along[wanted] - along[train & ~truth].mean()
+    silent, absorber = _absorbers(codes[wanted], rows, direction, main, chosen, needed=needed)
+    taken = fractions(codes[wanted], rows, direction, main, chosen, needed=needed)
     latents, counts = np.unique(absorber[absorber >= 0], return_counts=True)
     prompts, index = np.unique(owner[wanted], return_inverse=True)
     estimator = Estimator(max(1, len(prompts)), seed=chosen.seed)
-    marks = (absorber >= 0, silent, np.ones(len(index)))
+    marks = (absorber >= 0, silent, np.ones(len(index)), taken)
     sums = [np.bincount(index, weights=one, minlength=max(1, len(prompts))) for one in marks]
     return Absorption(
         absorbed=estimator.ratio(sums[0], sums[2]),
         missed=estimator.ratio(sums[1], sums[2]),
+        fraction=estimator.ratio(sums[3], sums[2]),
         main=tuple(main),
         absorbers=dict(zip(latents.tolist(), counts.tolist(), strict=True)),
         probe_auroc=found,
@@ -155,7 +163,7 @@ def main_latents(
     least_gain: float,
 ) -> list[int]:
     """Latents that say the concept by firing: the best by F1, then others while they add to it."""
-    candidates = ranked_latents(codes, truth)[:_CANDIDATES]
+    candidates = ranked_latents(codes, truth)[:CANDIDATES]
     main: list[int] = []
     says, best = np.zeros(len(truth), dtype=bool), 0.0
     while len(main) < len(candidates):
@@ -194,6 +202,32 @@ def _absorbers(
     amount = others[np.arange(len(others)), latent]
     took = silent & (amount > 0) & (amount >= settings.least_share * needed)
     return silent, np.where(took, latent, -1)
+
+
+def fractions(
+    codes: np.ndarray,
+    rows: np.ndarray,
+    direction: np.ndarray,
+    main: Sequence[int],
+    settings: AbsorptionSettings,
+    *,
+    needed: np.ndarray,
+) -> np.ndarray:
+    """At each token, the share that a few other latents have in what they and the main ones write along the probe.
+
+    0 where the main latents write enough, or the others too little of what is needed.
+    """
+    along = rows @ direction
+    cosines = along / np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
+    written = codes * along
+    by_main = written[:, list(main)].sum(1)
+    others = np.where(cosines >= settings.least_cosine_of_absorbers, written, 0).clip(min=0)
+    others[:, list(main)] = 0
+    strongest = np.sort(others, axis=1)[:, -settings.most_absorbers :].sum(1)
+    enough = (by_main < needed) & (strongest >= settings.least_share * needed) & (needed > 0)
+    taken = np.minimum(strongest, needed - by_main)
+    main_too = taken + by_main.clip(min=0)
+    return np.where(enough, np.divide(taken, main_too, out=np.zeros_like(taken), where=main_too > 0), 0)
 
 
 def first_letters(model: Model, ids: Int[Tensor, " token"]) -> list[str]:

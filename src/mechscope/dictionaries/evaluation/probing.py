@@ -5,7 +5,7 @@ on held-out prompts. Beside it stand the dense probe on the activations and the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from mechscope.dictionaries.codes import SparseCodes
-from mechscope.dictionaries.evaluation.estimates import Estimate
+from mechscope.dictionaries.evaluation.estimates import Estimate, Estimator
 from mechscope.models.inputs import Bos
 from mechscope.vocabulary.errors import NotEnoughEvidence, ShapeError
 
@@ -34,6 +34,9 @@ class Probing:
         dense: AUROC of a probe on the activations themselves; None without them.
         shuffled: AUROC of the largest k where labels are shuffled in both parts: 0.5 but for noise.
         bos: What was done about the text's beginning-of-sequence token, as `TokenBatch` says it; None if nobody said.
+        accuracy: By k, the share of held-out tokens that the probe says right.
+        dense_accuracy: Of the probe on the activations; None without them.
+        share_with: Of held-out tokens, those with the concept: what saying it always, or never, would get right.
     """
 
     auroc: dict[int, Estimate]
@@ -41,6 +44,9 @@ class Probing:
     dense: Estimate | None
     shuffled: Estimate
     bos: Bos | None = None
+    accuracy: dict[int, Estimate] = field(default_factory=dict)
+    dense_accuracy: Estimate | None = None
+    share_with: float = float("nan")
 
 
 def sparse_probing(
@@ -87,15 +93,17 @@ def sparse_probing(
         shuffled[part] = rng.permutation(truth[part])
     most = max(k)
     lost = ranked_latents(table[train], shuffled[train])[:most]
-    test = owner[~train]
+    test, is_so = owner[~train], truth[~train]
+    dense_score = (
+        None if values is None else _scored(values.detach().to("cpu", torch.float32).numpy(), truth, train)
+    )
     return Probing(
-        auroc={n: auroc_with_interval(score, truth[~train], test, seed) for n, score in scores.items()},
+        auroc={n: auroc_with_interval(score, is_so, test, seed) for n, score in scores.items()},
+        accuracy={n: _accuracy(score, is_so, test, seed) for n, score in scores.items()},
+        dense_accuracy=None if dense_score is None else _accuracy(dense_score, is_so, test, seed),
+        share_with=float(is_so.mean()),
         latents={n: tuple(order[:n].tolist()) for n in k},
-        dense=None
-        if values is None
-        else auroc_with_interval(
-            _scored(values.detach().to("cpu", torch.float32).numpy(), truth, train), truth[~train], test, seed
-        ),
+        dense=None if dense_score is None else auroc_with_interval(dense_score, is_so, test, seed),
         shuffled=auroc_with_interval(_scored(table[:, lost], shuffled, train), shuffled[~train], test, seed),
         bos=bos,
     )
@@ -137,6 +145,16 @@ def fitted_probe(table: Numbers, truth: np.ndarray) -> tuple[Any, np.ndarray, np
 def _scored(table: Numbers, truth: np.ndarray, train: np.ndarray) -> np.ndarray:
     probe, mean, scale = fitted_probe(table[train], truth[train])
     return probe.decision_function((table[~train] - mean) / scale)
+
+
+def _accuracy(score: np.ndarray, truth: np.ndarray, owner: np.ndarray, seed: int) -> Estimate:
+    """Share that is said right, with an interval over prompts."""
+    prompts, of_token = np.unique(owner, return_inverse=True)
+    right, tokens = (
+        np.bincount(of_token, weights=one, minlength=len(prompts))
+        for one in ((score > 0) == truth, truth >= 0)
+    )
+    return Estimator(len(prompts), seed=seed, n_resamples=_N_RESAMPLES).ratio(right, tokens)
 
 
 def auroc(score: Float[np.ndarray, " token"], truth: Bool[np.ndarray, " token"]) -> float:

@@ -74,7 +74,9 @@ def to_tensorboard(folder: str | Path) -> Reporter:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise OptionalPackageMissing(
-            "TensorBoard is not installed.", got=str(error), instead="pip install tensorboard, or log.jsonl"
+            "TensorBoard is not installed.",
+            got=str(error),
+            instead="pip install mechscope[tensorboard], or log.jsonl",
         ) from error
     writers: list[SummaryWriter] = []
 

@@ -51,6 +51,12 @@ def _features(n_pairs: int) -> list[Line]:
     return [features_line(n_pairs=n_pairs)]
 
 
+def _features(n_pairs: int) -> list[Line]:
+    from benchmarks.feature_listing import list_features
+
+    return list_features(n_pairs=n_pairs)
+
+
 def _edges(method: str, n_steps: int, limit: float, n_pairs: int) -> list[Line]:
     from benchmarks.edge_attribution import edge_attribution_line
 
@@ -125,6 +131,7 @@ def _feature_index(n_pairs: int) -> list[Line]:
 
 SUITE: dict[str, Benchmark] = {
     "import": _import,
+    "features-village": _features,
     "demo": _demo,
     "features": _features,
     "capture": partial(_capture, "gpt2-small", 1.15),

@@ -174,7 +174,7 @@ def tiny(name: str, dtype: torch.dtype = torch.float32, seed: int = 0, **changes
     stem, settings = TINY[name]
     library = native if stem == "Native" else transformers
     config = getattr(library, f"{stem}Config")(**(settings | changes))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # vectors are redrawn around what the class itself draws
         model = getattr(library, _MODEL_CLASSES.get(name, f"{stem}ForCausalLM"))(config)
     redraw(model, seed)

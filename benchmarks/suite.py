@@ -40,15 +40,9 @@ def _import(n_pairs: int) -> list[Line]:
 
 
 def _demo(n_pairs: int) -> list[Line]:
-    from benchmarks.commands import demo_line
+    from benchmarks.demonstration import demo_line
 
     return [demo_line(n_pairs=n_pairs)]
-
-
-def _features(n_pairs: int) -> list[Line]:
-    from benchmarks.commands import features_line
-
-    return [features_line(n_pairs=n_pairs)]
 
 
 def _features(n_pairs: int) -> list[Line]:
@@ -131,7 +125,6 @@ def _feature_index(n_pairs: int) -> list[Line]:
 
 SUITE: dict[str, Benchmark] = {
     "import": _import,
-    "features-village": _features,
     "demo": _demo,
     "features": _features,
     "capture": partial(_capture, "gpt2-small", 1.15),

@@ -1,4 +1,4 @@
-"""Demonstration: `mechscope demo` in fresh processes, from start to report, against the 90 seconds that are promised."""
+"""Demonstration: `mechscope demo` in fresh processes, from start to report, against the promised 90 seconds."""
 
 import subprocess
 import sys

@@ -11,20 +11,22 @@ import torch
 from torch import Tensor
 
 from mechscope.attribution.blocks import Block, blocks_of
+from mechscope.attribution.latents_of_several import Across, effects_across, exchanged_across, record_both
 from mechscope.attribution.part_scores import PartScores
 from mechscope.attribution.parts import Asked, add_effects, gradients_at, real_tokens
 from mechscope.attribution.passes import run_plain
 from mechscope.attribution.settings import Direction, NodeSettings
+from mechscope.engine.kept_parts.homes import Home, homes_at
 from mechscope.engine.kept_parts.removed_latents import (
     CountedCodec,
     RemovedLatents,
     average_removed,
     depends_on_values,
-    dictionaries_at,
     numbers_per_token,
     record_removed,
 )
 from mechscope.engine.kept_parts.run import Ablation
+from mechscope.engine.kept_parts.several_sites import RemovedAcross, average_across
 from mechscope.engine.pairs import Pairs, hash_of_prompts
 from mechscope.engine.places import places_of
 from mechscope.interventions.metrics import Metric
@@ -61,7 +63,7 @@ def attribute_latents(
     Args:
         model: An open model.
         behavior: A behavior, one of its splits, or anything with `clean`, `corrupt` and `metric`.
-        dictionaries: SAEs and transcoders, at most one for each site written.
+        dictionaries: SAEs, transcoders and crosscoders; at most one writes each site.
         method: "attribution": the difference of the two runs' codes times the gradient. "ig": the gradient averaged
             while the site goes from one run's value to the other's, all its latents and its error together. "relp":
             the linearization `relp()`.
@@ -70,7 +72,8 @@ def attribute_latents(
         settings: Steps and what gradients see; `NodeSettings()` by default.
 
     Returns:
-        Effects by site, [n_latents + 1] with the error's last, in the metric's unit.
+        Effects by site, [n_latents + 1] with the error's last, in the metric's unit. A latent that writes several sites
+        stands at the first of them, with the effect of all that it writes.
 
     Raises:
         BadPairs, PairLengthMismatch: prompts that do not line up, or of another model's vocabulary.
@@ -83,23 +86,32 @@ def attribute_latents(
     """
     asked = Asked(method=method, direction=direction, removed=removed, settings=settings or NodeSettings())
     asked.refuse_unless_sound(model, behavior)
-    codecs = dictionaries_at(model, dictionaries)
+    homes = homes_at(model, dictionaries)
+    codecs = {name: home.codec for name, home in homes.items() if home.is_alone}
+    several = list({id(h.codec): h.codec for h in homes.values() if not h.is_alone}.values())
     sums: dict[str, Tensor] = {}
     with torch.no_grad():
         blocks = [
             block
-            for some in _cut(model, behavior, codecs)
+            for some in _cut(model, behavior, codecs, several)
             for block in blocks_of(model, some, places_of("all", model, some.clean, some.corrupt))
         ]
-        means = average_removed(model, codecs, [b.clean for b in blocks]) if removed == "mean" else {}
+        batches, is_mean = [b.clean for b in blocks], removed == "mean"
+        means = average_removed(model, codecs, batches) if is_mean and codecs else {}
+        constants = [average_across(model, one, batches) if is_mean else RemovedAcross() for one in several]
         for block in blocks:
-            for name, found in (
-                _Block(model, block, asked=asked, codecs=codecs, means=means).effects().items()
-            ):
-                add_effects(sums, name, found)
+            found = _Block(
+                model,
+                block,
+                asked=asked,
+                homes=homes,
+                removed=(means, list(zip(several, constants, strict=True))),
+            )
+            for name, effects in found.effects().items():
+                add_effects(sums, name, effects)
     return PartScores(
         part="latent",
-        effects={name: (total / len(behavior.clean)).numpy() for name, total in sums.items()},
+        effects={name: (sums[name] / len(behavior.clean)).numpy() for name in homes},
         unit=behavior.metric.unit,
         settings=asked.to_json(behavior),
         model=model.fingerprint,
@@ -107,9 +119,12 @@ def attribute_latents(
     )
 
 
-def _cut(model: Model, pairs: Pairs, codecs: dict[str, CountedCodec]) -> list[_Some]:
+def _cut(
+    model: Model, pairs: Pairs, codecs: dict[str, CountedCodec], several: list[CountedCodec]
+) -> list[_Some]:
     """Pairs in order, as many at once as leave room for both runs' codes."""
-    per_row = 2 * pairs.clean.shape[1] * numbers_per_token(model, codecs)
+    held = sum(one.n_latents + 2 * model.d_model * len(one.writes) for one in several)
+    per_row = 2 * pairs.clean.shape[1] * (numbers_per_token(model, codecs) + held)
     rows = torch.arange(len(pairs.clean)).split(max(1, _CODES // per_row))
     return [
         _Some(pairs.clean.select(at), pairs.corrupt.select(at), pairs.metric.select(at.tolist()))
@@ -126,17 +141,24 @@ class _Block:
         block: Block,
         *,
         asked: Asked,
-        codecs: dict[str, CountedCodec],
-        means: dict[str, RemovedLatents],
+        homes: dict[str, Home],
+        removed: tuple[dict[str, RemovedLatents], list[tuple[CountedCodec, RemovedAcross]]],
     ) -> None:
-        self.model, self.block, self.asked, self.codecs = model, block, asked, codecs
+        self.model, self.block, self.asked, self.homes = model, block, asked, homes
+        self.codecs = {name: home.codec for name, home in homes.items() if home.is_alone}
+        means, constants = removed
         is_noising = asked.direction == "noising"
         self.recipient, donor = (block.clean, block.corrupt) if is_noising else (block.corrupt, block.clean)
-        self.own = record_removed(model, codecs, self.recipient)
-        if asked.removed == "resample":
-            self.other = record_removed(model, codecs, donor)
+        is_twin = asked.removed == "resample"
+        self.own = record_removed(model, self.codecs, self.recipient) if self.codecs else {}
+        if is_twin and self.codecs:
+            self.other = record_removed(model, self.codecs, donor)
         else:
-            self.other = means or {name: RemovedLatents() for name in codecs}
+            self.other = means or {name: RemovedLatents() for name in self.codecs}
+        self.across: list[Across] = [
+            record_both(model, codec, self.recipient, donor if is_twin else constant)
+            for codec, constant in constants
+        ]
 
     def effects(self) -> dict[str, Tensor]:
         """By site, [n_latents + 1]: sums over tokens of the block."""
@@ -152,11 +174,18 @@ class _Block:
                 for at, g in _pieces(real_tokens(flat, mask), max(1, _CODES // codec.n_latents))
             ]
             found[name] = torch.stack(parts).sum(0)
+        for across in self.across:
+            at = {name: home for name, home in self.homes.items() if home.codec is across.codec}
+            flat = {
+                home.site: real_tokens(to_token_form(gradients[home.site], home.site.row).flatten(2), mask)
+                for home in at.values()
+            }
+            found |= effects_across(across, at, gradients=flat, mask=mask, most=_CODES)
         return found
 
     def _ends(self) -> dict[Site, tuple[Tensor, Tensor]]:
         """Each site's value in the run, and with everything exchanged; both in the table's axes."""
-        sites = [codec.writes[0] for codec in self.codecs.values()]
+        sites = [home.site for home in self.homes.values()]
         if self.asked.method != "ig":
             return {site: (torch.zeros(()), torch.zeros(())) for site in sites}  # only the names matter
         values = run_plain(self.model, self.recipient, sites)
@@ -167,7 +196,12 @@ class _Block:
             exchanged = _written(codec, self.own[name], self.other[name]).to(form)
             exchanged = exchanged.expand(*form.shape[:2], exchanged.shape[-1]).reshape(form.shape)
             ends[site] = (values[site], from_token_form(exchanged, site.row))
-        return ends
+        for across in self.across:
+            for site in across.codec.writes:
+                form = to_token_form(values[site], site.row)
+                exchanged = exchanged_across(across, site).to(form).expand(*form.shape[:2], -1)
+                ends[site] = (values[site], from_token_form(exchanged.reshape(form.shape), site.row))
+        return {home.site: ends[home.site] for home in self.homes.values()}
 
     def _rows(self, one: RemovedLatents, mask: Tensor, at: slice) -> RemovedLatents:
         def cut(tensor: Tensor | None) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 A site's value is what its latents write and the rest. Latents that are kept are computed in the circuit's own run, from
 what is left upstream; the others carry their value from the run that removed values are from. An error is a node too.
+A latent that writes several sites (of cross-layer transcoders, crosscoders) is a node at the first, removed at all.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,8 +25,8 @@ from mechscope.circuits.parts.evaluation import (
     refuse_none,
 )
 from mechscope.dictionaries.dictionary import Dictionary
+from mechscope.engine.kept_parts.homes import Home, homes_at, homes_of
 from mechscope.engine.kept_parts.latents import LatentRuns
-from mechscope.engine.kept_parts.removed_latents import dictionaries_at
 from mechscope.models.model import Model
 from mechscope.records.fingerprint import hash_tensors
 from mechscope.records.record import Record
@@ -46,7 +47,7 @@ class LatentCircuit(PartCircuit):
     """Some latents of dictionaries at some sites; `LatentCircuit.of` makes one by hand.
 
     Args:
-        kept: By site written, [n_latents + 1] truth values, the last for the error.
+        kept: By site written, [n_latents + 1] truth values of the latents at home there, the last for the error.
         dictionaries: Hash of each site's dictionary.
     """
 
@@ -68,14 +69,15 @@ class LatentCircuit(PartCircuit):
 
         Args:
             dictionaries: One for each site that is written.
-            latents: Which are kept, by site written; a site that is not named keeps none.
+            latents: Which are kept, by the first site that they write, counted from 0 among those at home there; a site
+                that is not named keeps none.
             errors: "kept" or "removed" everywhere, or the sites where they are kept.
             more: Other fields.
 
         Raises:
             UnknownEdge: a site without a dictionary, or a latent that it does not have.
         """
-        by_site = {str(one.writes[0]): one for one in sorted(dictionaries, key=lambda one: one.writes[0])}
+        by_site = _homes(dictionaries)
         listed = {site: list(which) for site, which in latents.items()}
         where = set(by_site) if errors == "kept" else set() if errors == "removed" else set(errors)
         problems = [f"no dictionary writes {site}" for site in sorted({*listed, *where} - set(by_site))]
@@ -97,7 +99,7 @@ class LatentCircuit(PartCircuit):
             kept[site] = np.zeros(one.n_latents + 1, dtype=bool)
             kept[site][listed.get(site, [])] = True
             kept[site][-1] = site in where
-        hashes = {site: hash_tensors(one.tensors) for site, one in by_site.items()}
+        hashes = _hashes(by_site, dictionaries)
         return cls(kept=kept, dictionaries=hashes, **more)
 
     @property
@@ -153,9 +155,8 @@ class LatentCircuit(PartCircuit):
             InterventionMismatch, DictionaryMismatch: dictionaries.
         """
         self.refuse_unless_of(model)
-        sites = dictionaries_at(model, dictionaries)
-        by_site = {str(one.writes[0]): one for one in dictionaries}
-        self.refuse_other_dictionaries({site: by_site[site] for site in sites})
+        homes = homes_at(model, dictionaries)
+        self.refuse_other_dictionaries({site: _of(home, dictionaries) for site, home in homes.items()})
 
     def refuse_other_dictionaries(self, dictionaries: Mapping[str, Dictionary]) -> None:
         """Refuse dictionaries other than the circuit's own.
@@ -166,7 +167,7 @@ class LatentCircuit(PartCircuit):
         problems = [f"none writes {site}" for site in self.kept if site not in dictionaries]
         problems += [f"{site} is no site of the circuit" for site in dictionaries if site not in self.kept]
         for site in set(self.kept) & set(dictionaries):
-            n, here = len(self.kept[site]) - 1, dictionaries[site].n_latents
+            n, here = len(self.kept[site]) - 1, _homes([dictionaries[site]])[site].n_latents
             if n != here:
                 problems.append(f"{site} had {n} latents, and has {here} here")
             elif self.dictionaries.get(site, "") not in ("", hash_tensors(dictionaries[site].tensors)):
@@ -203,7 +204,7 @@ def choose_latents(
     Args:
         model: An open model.
         behavior: Prompt pairs; of a behavior the train split.
-        dictionaries: SAEs and transcoders, at most one for each site written.
+        dictionaries: SAEs, transcoders and crosscoders; at most one writes each site.
         n_latents: How many are kept in all; latents whose effect is zero are never among them.
         errors: "kept" or "removed" everywhere; "chosen": an error is ranked with the latents and counts as one.
         method: Of `ms.attribute_latents`: "attribution", "ig", "relp".
@@ -232,12 +233,14 @@ def choose_latents(
         direction=conventions.direction,
         removed=removed,
     )
-    by_site = {str(one.writes[0]): one for one in dictionaries}
+    by_site = _homes(dictionaries)
     found = LatentCircuit(
         kept=_choose(scores.effects, n_latents, errors),
         scores=scores.effects,
         unit=scores.unit,
-        dictionaries={site: hash_tensors(by_site[site].tensors) for site in scores.effects},
+        dictionaries={
+            site: sha for site, sha in _hashes(by_site, dictionaries).items() if site in scores.effects
+        },
         settings={"method": method, "n_latents": n_latents, "errors": errors, "split": split.name}
         | conventions.to_json(),
         model=model.fingerprint,
@@ -297,6 +300,22 @@ def latent_runs(
     return LatentRuns(
         model, tokens, metric=split.metric, dictionaries=dictionaries, ablation=ablation, other=other
     )
+
+
+def _homes(dictionaries: Sequence[Dictionary]) -> dict[str, Home]:
+    """Homes by site, in the order of the forward pass."""
+    found = [home for one in dictionaries for home in homes_of(one)]
+    return {str(home.site): home for home in sorted(found, key=lambda home: home.site)}
+
+
+def _of(home: Home, dictionaries: Sequence[Dictionary]) -> Dictionary:
+    return next(one for one in dictionaries if one is home.codec)
+
+
+def _hashes(homes: Mapping[str, Home], dictionaries: Sequence[Dictionary]) -> dict[str, str]:
+    """The hash of each site's dictionary."""
+    hashes = {id(one): hash_tensors(one.tensors) for one in dictionaries}
+    return {site: hashes[id(home.codec)] for site, home in homes.items()}
 
 
 def _choose(scores: Mapping[str, np.ndarray], n_latents: int, errors: Errors) -> dict[str, np.ndarray]:

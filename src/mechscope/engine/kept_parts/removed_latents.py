@@ -4,20 +4,18 @@ Latents of a dictionary and its error make up a site's value: value = what laten
 the error with the decoder's bias (and a skip connection's path). Taking both from another run gives that run's value.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
-from mechscope.models.splicing import FittedCodec, joined_values, links_of
+from mechscope.models.splicing import FittedCodec, joined_values
 from mechscope.models.writing import to_token_form
-from mechscope.vocabulary.errors import InterventionMismatch
 from mechscope.vocabulary.protocols import Codec, Tokens
-from mechscope.vocabulary.sites import Site
 
 
 @runtime_checkable
@@ -55,37 +53,6 @@ class RemovedLatents:
     def read_of(self, tokens: Tokens) -> Tensor | None:
         """The values read, [n_tokens, d_in]."""
         return None if self.read is None else _rows(self.read, tokens)
-
-
-def dictionaries_at(model: Model, dictionaries: Sequence[Any]) -> dict[str, CountedCodec]:
-    """Dictionaries by the site that they write, in the order of the forward pass.
-
-    Raises:
-        InterventionMismatch: none, something else, two at one site, or one with several sites.
-        DictionaryMismatch: a dictionary of another model, site, width or tokenizer.
-    """
-    links_of(model, dictionaries)
-    problems = ["none was given"] * (not dictionaries)
-    found: dict[Site, CountedCodec] = {}
-    for codec in dictionaries:
-        if not isinstance(codec, CountedCodec):
-            problems.append(f"{type(codec).__name__} does not say how many latents it has")
-            continue
-        if len(codec.reads) != 1 or len(codec.writes) != 1 or codec.writes[0].layer is None:
-            sites = ", ".join(map(str, (*codec.reads, "->", *codec.writes)))
-            problems.append(f"one has {sites}, where one site of a layer is read and one written")
-            continue
-        site = model.binding.site(codec.writes[0])
-        problems += [f"two of them write {site}"] * (site in found)
-        found[site] = codec
-    if problems:
-        raise InterventionMismatch(
-            "A circuit of latents needs one dictionary at each of some sites.",
-            got=f"{len(dictionaries)} dictionaries",
-            because="; ".join(problems),
-            instead="SAEs and transcoders, such as those of ms.features.open(...).dictionary()",
-        )
-    return {str(site): found[site] for site in sorted(found)}
 
 
 def numbers_per_token(model: Model, codecs: Mapping[str, CountedCodec]) -> int:

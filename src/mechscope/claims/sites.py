@@ -18,7 +18,7 @@ from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import BadClaim, PositionOutOfRange
 from mechscope.vocabulary.protocols import Write
-from mechscope.vocabulary.sites import Site
+from mechscope.vocabulary.sites import Site, routing_at
 from mechscope.vocabulary.where import Matching, PerRow, Positions, Span, Where
 
 Place = tuple[str, Positions | None]
@@ -64,7 +64,8 @@ class Sites:
     @property
     def name(self) -> str:
         """ "resid_post.2 at position -1"."""
-        return self.label or ", ".join(f"{site}{_told(where)}" for site, where in self.places)
+        told = [f"{site}{_told(where)}{_routed(site)}" for site, where in self.places]
+        return self.label or ", ".join(told)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -179,6 +180,11 @@ def _told(where: Positions | None) -> str:
         case indices:
             listed = ", ".join(map(str, indices))
             return f" at {'position' if len(indices) == 1 else 'positions'} {listed}"
+
+
+def _routed(site: str) -> str:
+    routing = routing_at(site)
+    return f" (experts' choice {routing})" if routing else ""
 
 
 def indices_of(where: Positions | None) -> tuple[int, ...] | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mechscope.vocabulary.errors import BadFile, RegistrationError
 from mechscope.vocabulary.protocols import Facts, Tokens
-from mechscope.vocabulary.sites import Site
+from mechscope.vocabulary.sites import Site, routing_at
 from mechscope.vocabulary.where import Phase, Where
 
 _KINDS: "dict[str, type[Intervention]]" = {}
@@ -88,6 +88,11 @@ class Intervention:
             where = replace(where, units=tuple(units))
         return replace(self, where=where if phase is None else replace(where, phase=phase))
 
+    @property
+    def routing(self) -> str:
+        """Whether experts are chosen anew after this write ("recomputed") or not ("frozen"); "" off a router."""
+        return routing_at(self.at)
+
     def prepare(self, facts: Facts, sites: Sequence[Site]) -> "Intervention":
         """Ready as it is, unless a subclass says otherwise."""
         return self
@@ -112,6 +117,8 @@ class Intervention:
             NotSerializable: the intervention holds a function.
         """
         saved: dict[str, Any] = {"kind": self.kind, "at": self.at}
+        if routing := self.routing:
+            saved["routing"] = routing
         if where := self.where.to_json():
             saved["where"] = where
         for spec in fields(self):

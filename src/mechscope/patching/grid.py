@@ -24,6 +24,7 @@ from mechscope.models.model import Model
 from mechscope.patching.donors import Source, bytes_per_row, run_source
 from mechscope.patching.grid_result import PatchGrid, per_pair_metric
 from mechscope.vocabulary.errors import InterventionMismatch
+from mechscope.vocabulary.sites import routing_at
 
 DONOR_BYTES = 2**30
 """Values of donors held at once; more pairs than fit are patched in several plans."""
@@ -94,7 +95,7 @@ def patch_grid(
         "metric": metric_facts(metric),
         "n_pairs": len(clean),
         "bos": clean.bos,
-    }
+    } | ({"routing": routing} if (routing := routing_at(site)) else {})
     return _result(model, layout, table, metric, settings, data_sha256=hash_of_prompts(clean, corrupt))
 
 

@@ -203,3 +203,6 @@ POINTS: dict[str, Point] = {row.name: row for row in _ROWS}
 
 RESIDUAL_POINTS = ("resid_pre", "resid_mid", "resid_post")
 """Points of the residual stream itself, as opposed to what a component reads or adds."""
+
+ROUTING = {"router_logits": "recomputed", "expert_choice": "frozen", "expert_weight": "frozen"}
+"""Points of a mixture's routing, and what a write there does to the experts' choice: it follows, or it stays."""

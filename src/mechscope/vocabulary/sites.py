@@ -12,7 +12,7 @@ from functools import total_ordering
 
 from mechscope.vocabulary import foreign_names
 from mechscope.vocabulary.errors import AmbiguousSite, UnknownSite
-from mechscope.vocabulary.points import POINTS, Point
+from mechscope.vocabulary.points import POINTS, ROUTING, Point
 
 _BASES = {"start": -1, "end": 1_000_000}
 
@@ -124,6 +124,17 @@ def select_sites(wanted: str | Site | Iterable[str | Site], formed: Sequence[Sit
             raise unknown_site(str(name), formed)
         found.update(hits)
     return sorted(found)
+
+
+def routing_at(at: str | Site) -> str:
+    """What a write does to the experts' choice: "recomputed", "frozen", both, or "" where no routing is written.
+
+    >>> routing_at("router_logits.3"), routing_at("expert_choice.*"), routing_at("resid_post.3")
+    ('recomputed', 'frozen', '')
+    """
+    points = [str(part).partition(".")[0].replace("*", ".*") for part in _parts(str(at))]
+    said = {ROUTING[name] for name in ROUTING for point in points if re.fullmatch(point, name)}
+    return ", ".join(sorted(said))
 
 
 def _parts(name: str | Site) -> list[str | Site]:

@@ -1,5 +1,6 @@
 """Training resumes exactly, and refuses a checkpoint of another recipe."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from mechscope.records.files import sha256_of
 from mechscope.specimens.checkpoint import open_checkpoint, save_checkpoint
+from mechscope.specimens.village import progress
 from mechscope.specimens.village.batches import NOTHING, pack_step
 from mechscope.specimens.village.shape import N_POSITIONS, new_model
 from mechscope.specimens.village.tokenizer import vocabulary
@@ -117,3 +119,41 @@ def test_an_interrupted_run_gives_the_weights_of_one_that_was_not(tmp_path):
     assert train_branch(second, recipe=RECIPE, branch="trunk", folder=tmp_path / "cut", report=silent)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(whole.parameters(), first.parameters(), strict=True))
+
+
+def test_training_shows_how_far_it_is_and_logs_what_was_learnt(tmp_path, capsys, monkeypatch):
+    """A bar with step and loss while it runs; a line of loss every fifty steps, with accuracies at the end."""
+    monkeypatch.setattr(progress, "BEHAVIORS", ("ioi",))
+    recipe = Recipe(trunk_steps=60, branch_steps=2, n_rows=2, warmup_steps=2)
+    log, model = tmp_path / "logs" / "trunk.jsonl", small()
+    before = [parameter.clone() for parameter in model.parameters()]
+    with progress.progress_of(model, branch="trunk", recipe=recipe, log=log) as report:
+        for step in range(1, 61):
+            report(step, 7.0 - step / 10)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["step"], round(line["loss"], 3)) for line in lines] == [(50, 2.0), (60, 1.0)]
+    assert lines[0]["seconds"] <= lines[1]["seconds"]
+    assert "validation" not in lines[0]
+    for split in ("validation", "held_out"):
+        assert set(lines[1][split]) == {"ioi"} and 0 <= lines[1][split]["ioi"] <= 1
+    shown = capsys.readouterr().out
+    assert "trunk loss 1.000" in shown and "100%" in shown
+    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_a_run_of_training_moves_its_bar_step_by_step(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "BEHAVIORS", ("ioi",))
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    told, log, model = [], tmp_path / "trunk.jsonl", small()
+    with progress.progress_of(model, branch="trunk", recipe=RECIPE, log=log) as report:
+
+        def tell(step, loss):
+            told.append((step, loss))
+            report(step, loss)
+
+        assert train_branch(model, recipe=RECIPE, branch="trunk", folder=tmp_path / "trunk", report=tell)
+    assert [step for step, _ in told] == list(range(1, RECIPE.trunk_steps + 1))
+    (last,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert (last["step"], last["loss"]) == told[-1]
+    shown = capsys.readouterr().out
+    assert f"trunk loss {told[-1][1]:.3f}" in shown and "100%" in shown

@@ -1,5 +1,6 @@
 """Causal scrubbing: a true hypothesis recovers everything, a wrong one little; every run equals one made by hand."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -18,7 +19,7 @@ from mechscope.circuits.scrubbing.treeified import Treeified
 from mechscope.interventions.metrics import LogProbability
 from mechscope.models.inputs import TokenBatch
 from mechscope.records.seeds import generator_for
-from mechscope.vocabulary.edges import Wiring
+from mechscope.vocabulary.edges import Node, Wiring
 from mechscope.vocabulary.errors import (
     BadProgram,
     PairLengthMismatch,
@@ -134,8 +135,42 @@ def value_by_hand(arithmetic: EdgesByHand, own: Examples, branch: Branch, *, run
                 seen = seen + added_in(arithmetic, own, int(rows[run]))[source][0]
         return seen
 
+    if branch.node.kind == "head" and arithmetic.names.post1 is not None:
+        streams = {
+            # Nothing stands on the stream beside nodes where a norm behind attention takes the biases in.
+            (node, which): see(node, which, torch.zeros(1), {})[None]
+            for node, which in branch.inputs
+        }
+        return share_by_hand(arithmetic, own, branch.node, streams=streams, row=int(row))
     added, logits = arithmetic._pass(one(own, 0), see)
     return logits[0] if branch.node.kind == "logits" else added[branch.node][0]
+
+
+def share_by_hand(
+    arithmetic: EdgesByHand, own: Examples, node: Node, *, streams: dict, row: int
+) -> torch.Tensor:
+    """A head's share of the norm behind attention: its neighbours stand there as on its own prompt."""
+    plain: dict = {}
+
+    def look(reader, which, rest, added):
+        plain[reader, which] = rest + sum(added.values())
+        return plain[reader, which]
+
+    arithmetic._pass(one(own, row), look)
+    names = arithmetic.names
+    arithmetic.names = replace(names, post1=None)
+    try:
+        every, bias = arithmetic._heads(node.layer, lambda reader, which: plain[reader, which])
+        mine, _ = arithmetic._heads(
+            node.layer, lambda reader, which: streams.get((reader, which), plain[reader, which])
+        )
+    finally:
+        arithmetic.names = names
+    every = [head + bias / len(every) for head in every]
+    every[node.head] = mine[node.head] + bias / len(every)
+    scale = (sum(every).pow(2).mean(-1, keepdim=True) + arithmetic.eps).sqrt()
+    here = names.layer.format(node.layer) + names.post1 + ".weight"
+    return (every[node.head] / scale * (arithmetic.weights[here] + names.offset))[0]
 
 
 @cache
@@ -151,7 +186,9 @@ FIRST_TOKEN = EachPosition(lambda setting: [token % 2 for token in setting["ids"
 
 
 @pytest.mark.parametrize("sharing", ["node", "edge"])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "native_attention_only"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "gpt_neox", "native_attention_only", "gemma2", "olmo2", "gemma3_text"]
+)
 def test_every_run_of_the_tree_equals_one_by_hand(name, sharing):
     model, _, own = tiny_examples(name, (6,) * 8)
     shared = model.n_kv_heads < model.n_heads
@@ -230,9 +267,9 @@ def test_what_cannot_be_scrubbed_is_refused():
         test(TRUE | {"embed->a1.0.v": EachPosition(lambda s: words(s)[1:])})
     with pytest.raises(ShapeError, match="another number"):
         test(TRUE, metric=LogProbability(answers=((1,),)))
-    gemma, _, own = tiny_examples("gemma2", (6,) * 8)
+    bloom, _, own = tiny_examples("bloom", (6,) * 8)
     with pytest.raises(PointUnavailable, match="computed apart"):
-        scrub(gemma, Hypothesis.of("nothing", features={}), examples=own)
+        scrub(bloom, Hypothesis.of("nothing", features={}), examples=own)
     gpt2, _, mixed = tiny_examples("gpt2", (7, 5, 6, 7, 4, 8, 5, 6))
     with pytest.raises(PairLengthMismatch, match="one length"):
         scrub(gpt2, Hypothesis.of("nothing", features={}), examples=mixed)

@@ -1,8 +1,10 @@
 """The treeified model: each node computed from inputs that come from prompts of their own, many runs at once.
 
 What a reader sees is the sum of what its sources add, each from its own prompt; the reader's norm is recomputed and
-everything else follows. Owns: the values of all nodes on all examples, recorded once. Refuses families whose heads
-can't be computed apart, and prompts of several lengths. Oracle: one run at a time in plain arithmetic (tests/circuits).
+everything else follows. Owns: the values of all nodes on all examples, recorded once. Where a norm joins what heads
+add (or their queries), a head's neighbours stand in it as they are on the head's own prompt. Refuses families whose
+attention is out of reach, and prompts of several lengths. Oracle: one run at a time in plain arithmetic
+(tests/circuits).
 """
 
 from collections.abc import Generator
@@ -16,7 +18,7 @@ from mechscope.circuits.abstraction.examples import Examples
 from mechscope.circuits.scrubbing.resampling import Branch, Read
 from mechscope.engine.edge_runs.layer_parts import Attention, LayerParts
 from mechscope.engine.edge_runs.measuring import Measuring
-from mechscope.engine.edge_runs.recording import record_run
+from mechscope.engine.edge_runs.recording import Recorded, record_run
 from mechscope.engine.naive import read_columns
 from mechscope.interventions.metrics import Metric
 from mechscope.models.frame import Frame
@@ -38,17 +40,18 @@ class Treeified:
         examples: Prompts of one length.
 
     Raises:
-        PointUnavailable: the family's heads can't be computed apart.
+        PointUnavailable: the family's attention is out of reach.
         PairLengthMismatch: prompts of several lengths.
 
-    Cost: one forward pass over the examples; memory for what every node adds, nodes x tokens x d_model.
+    Cost: one forward pass over the examples; memory for what every node adds, nodes x tokens x d_model, and where heads
+        are coupled for what they project.
     """
 
     def __init__(self, model: Model, examples: Examples) -> None:
         self.model, self.examples = model, examples
         self.wiring = wiring_of(model)
         self._layers = [LayerParts(model.binding, layer) for layer in range(model.n_layers)]
-        _refuse_unusable(model, self._layers, examples)
+        _refuse_unusable(model, examples)
         self._attention = Attention(model.binding)
         with model.ready():
             run = record_run(model.binding, self._layers, frame=Frame.of(examples.prompts))
@@ -63,6 +66,23 @@ class Treeified:
         self._rest = run.rest
         self._index = {node: index for index, node in enumerate(self.wiring.writers)}
         self._frame = Frame.of(examples.prompts)
+        self._projections, self._z = self._beside_heads(run) if self._is_coupled else ([], [])
+
+    @property
+    def _is_coupled(self) -> bool:
+        return any(part.heads_are_coupled for part in self._layers)
+
+    def _beside_heads(self, run: Recorded) -> tuple[list[Tensor], list[Tensor]]:
+        """Projections and z of every head on every example, a layer: [example, pos, reader or head, d_head]."""
+        shape, wiring = self.examples.prompts.shape, self.wiring
+        counts = [wiring.n_heads, wiring.n_kv_heads, wiring.n_kv_heads]
+        projections = [layer.permute(1, 0, 2).unflatten(0, shape) for layer in run.projections]
+        found: list[Tensor] = []
+        with self.open():
+            for layer, every in enumerate(projections):
+                q, k, v = every.split(counts, dim=2)
+                found.append(self._attention.mix(layer, q=q, k=k, v=v, arguments=self._arguments[layer]))
+        return projections, found
 
     @contextmanager
     def open(self) -> Generator[None]:
@@ -99,12 +119,19 @@ class Treeified:
         if node.kind == "mlp":
             (stream,) = streams.values()
             return self._layers[layer].added_by_mlp(stream)
-        return self._added_by_head(node, streams)
+        return self._added_by_head(node, streams, branch.rows[part])
 
-    def _added_by_head(self, node: Node, streams: dict[tuple[Node, Input], Tensor]) -> Tensor:
+    def _added_by_head(
+        self, node: Node, streams: dict[tuple[Node, Input], Tensor], rows: np.ndarray
+    ) -> Tensor:
         layer, head, wiring = node.layer, node.head, self.wiring
         assert layer is not None and head is not None
         part = self._layers[layer]
+        counts = {"q": wiring.n_heads, "k": wiring.n_kv_heads, "v": wiring.n_kv_heads}
+        beside: dict[str, Tensor] = {}
+        if part.heads_are_coupled:
+            every = self._gathered(self._projections[layer], rows).split(list(counts.values()), dim=2)
+            beside = dict(zip(counts, every, strict=True))
         group = head * wiring.n_kv_heads // wiring.n_heads
         places = {"q": head, "k": wiring.n_heads + group, "v": wiring.n_heads + wiring.n_kv_heads + group}
         projected: dict[str, Tensor] = {}
@@ -112,14 +139,21 @@ class Treeified:
             n, tokens, _ = stream.shape
             reader = torch.tensor([places[which]], device=stream.device)
             one = part.project(stream[None], reader, self._constants[layer])[0]
-            n_slots = wiring.n_heads if which == "q" else wiring.n_kv_heads
-            slots = one.new_zeros(n, tokens, n_slots, one.shape[-1])
+            slots = (
+                beside[which].clone()
+                if part.heads_are_coupled
+                else one.new_zeros(n, tokens, counts[which], one.shape[-1])
+            )
             slots[:, :, head if which == "q" else group] = one
             projected[which] = slots
         z = self._attention.mix(
             layer, q=projected["q"], k=projected["k"], v=projected["v"], arguments=self._arguments[layer]
         )[:, :, head]
         n, tokens, _ = z.shape
+        if part.heads_are_coupled:
+            every_z = self._gathered(self._z[layer], rows).clone()
+            every_z[:, :, head] = z
+            return part.added_by_heads(every_z)[head]
         added = part.added_by_heads(z.reshape(1, n * tokens, 1, -1), torch.tensor([head], device=z.device))
         return added.reshape(n, tokens, -1)
 
@@ -139,7 +173,10 @@ class Treeified:
 
     def _recorded(self, node: Node, rows: np.ndarray) -> Tensor:
         """What a node adds on examples as they are; on another one at each position where rows say so."""
-        own = self._added[self._index[node]]
+        return self._gathered(self._added[self._index[node]], rows)
+
+    def _gathered(self, own: Tensor, rows: np.ndarray) -> Tensor:
+        """Values [example, pos, ...] of some examples; of another one at each position where rows say so."""
         index = torch.from_numpy(np.ascontiguousarray(rows)).to(own.device)
         if index.ndim == 1:
             return own[index]
@@ -150,14 +187,14 @@ class Treeified:
         return max(1, BATCH_BYTES // max(1, a_run))
 
 
-def _refuse_unusable(model: Model, layers: list[LayerParts], examples: Examples) -> None:
+def _refuse_unusable(model: Model, examples: Examples) -> None:
     anatomy = model.binding.anatomy
-    if not anatomy.attention.has_interface or any(part.heads_are_coupled for part in layers):
+    if not anatomy.attention.has_interface:
         raise PointUnavailable(
             f"The heads of {anatomy.family} can't be computed apart.",
             got=type(model.hf).__name__,
-            because="its attention is out of reach, or a norm over all heads joins what they add",
-            instead="a family without a norm behind attention; ms.interchange works on any",
+            because="its attention does not call the library's attention interface",
+            instead="a family that does (mechscope doctor MODEL); ms.interchange works on any",
         )
     lengths = sorted({int(n) for n in examples.prompts.n_real})
     if len(lengths) > 1:

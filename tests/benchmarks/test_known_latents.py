@@ -1,10 +1,20 @@
 """Latents of what is known: chosen without a look at held-out prompts; found where they are, and only there."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from benchmarks.known_prompts import CONCEPTS
+from benchmarks.latent_bench import OTHERS, LatentBench, sized
+from benchmarks.latent_holds import Usual, n_held
 
 from benchmarks import known_latents as known
+from features.cases import dictionary_of, model_of
+from mechscope.claims.evidence import HeldOut
+from mechscope.claims.predictions import lowers
+from mechscope.data.units import as_units
+from mechscope.features.latents import Latents
 from mechscope.specimens.village.pairs import SPLITS
 
 SITE = ("somewhere", "last")
@@ -48,6 +58,68 @@ def test_a_concepts_prompts_come_in_pairs_whose_splits_share_no_entity(name: str
     for pair in pairs["held_out"]:
         assert len(pair.clean.split()) == len(pair.corrupt.split()) and pair.answer != pair.wrong
     assert CONCEPTS[name].pairs("train", 10) == pairs["train"][:10]
+
+
+def prompts(rows: list[list[int]]) -> SimpleNamespace:
+    """Left-padded with 0, as a batch of tokens is."""
+    n = max(map(len, rows))
+    ids = torch.tensor([[0] * (n - len(row)) + row for row in rows])
+    return SimpleNamespace(ids=ids, n_real=torch.tensor([len(row) for row in rows]))
+
+
+def test_what_is_held_is_where_all_pairs_have_the_same_words() -> None:
+    clean = prompts([[1, 5, 6, 7, 8, 9], [1, 5, 7, 8, 9]])
+    corrupt = prompts([[1, 4, 6, 7, 8, 9], [1, 3, 4, 8, 9]])
+    assert n_held(clean, corrupt) == 2
+    assert n_held(clean, prompts([[1, 4, 6, 7, 8, 2], [1, 5, 7, 8, 9]])) == 4, (
+        "the shortest, without its first"
+    )
+
+
+def test_latents_are_held_at_the_other_prompts_means_and_beyond_but_not_below_zero() -> None:
+    usual = Usual((-2, -1), np.array([[1.0, 0, 3], [0, 2, 3]]), np.array([[0.5, 1, 3], [0, 1, 3]]))
+    assert usual.held((0, 1), 1.0, is_on=True) == ((-2, (1.0, 0.0)), (-1, (0.0, 2.0)))
+    assert usual.held((0, 1), 2.0, is_on=True) == ((-2, (1.5, 0.0)), (-1, (0.0, 3.0)))
+    assert usual.held((0, 2), 1.0, is_on=False) == ((-2, (0.5, 3.0)), (-1, (0.0, 3.0)))
+
+
+def test_controls_of_held_latents_are_others_moved_by_as_much_at_the_same_positions() -> None:
+    dictionary = dictionary_of()
+    rng = np.random.default_rng(0)
+    usual = rng.random((2, dictionary.n_latents))
+    held = Latents(dictionary, (6, 2), held=((-3, (1.5, 0.5)), (-1, (0.0, 2.0))))
+    share = {held.site: np.ones(dictionary.n_latents)}
+    bench = LatentBench(model_of(), share, usual=usual)
+    drawn = bench.draw_controls(held, None, family=OTHERS, n_draws=20, seed=0).mechanisms
+    assert len(drawn) == len({one.latents for one in drawn}) == 20
+    for one in drawn:
+        assert not {6, 2} & set(one.latents)
+        for row, ((position, values), (at, wanted)) in enumerate(zip(one.held, held.held, strict=True)):
+            assert position == at
+            moved = np.array(values) - usual[row, list(one.latents)]
+            assert moved == pytest.approx(np.array(wanted) - usual[row, [6, 2]])
+
+
+def test_what_is_predicted_is_below_what_validation_shows_and_nothing_of_nothing() -> None:
+    split = HeldOut(
+        data_hash="", clean=np.full(40, 4.0), corrupt=np.full(40, -4.0), units=as_units(np.arange(40))
+    )
+
+    class Bench:
+        def __init__(self, moved: float) -> None:
+            noise = np.random.default_rng(1).normal(scale=0.5, size=40)
+            self.after = split.clean - moved * split.gap + noise
+
+        def open_split(self, behavior, *, fresh_seed):
+            return split
+
+        def measure(self, mechanisms, prediction, behavior, held_out):
+            return self.after[None]
+
+    probe = lowers(1.0, unit="gap", how="mean")
+    found = sized(Bench(0.5), None, probe, None)
+    assert 0.3 < found.bound <= 0.8 * 0.5
+    assert sized(Bench(0.02), None, probe, None) is None
 
 
 @pytest.mark.slow

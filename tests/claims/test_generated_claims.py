@@ -125,7 +125,7 @@ def test_own_answers_are_looked_for_row_by_row_and_samples_are_averaged(model: M
     ]
     assert np.allclose(found, by_hand)
     assert np.array_equal(found, EngineBench(model).open_split(own, fresh_seed=None).clean)
-    half = measure_text(model, split.select([3, 4]), lambda _part: [[]])[0]
+    half = measure_text(model, split.select([3, 4]), writes_of=lambda _part: [[]])[0]
     assert half.shape == (2,), "a part of a split has the answers of its own rows"
 
 

@@ -191,14 +191,15 @@ def test_outside_a_subspace_the_donor_comes_in_and_inside_the_own_value_stays(at
         torch.randn(own.shape[-1], own.shape[-1], dtype=own.dtype, generator=torch.Generator().manual_seed(0))
     )[0].T
     inside, rest = full[:3], full[3:]
-    got = after([ms.patch(at, donor, subspace=inside, outside=True)], at).flatten(2)
+    got = after([ms.patch(at, donor, subspace=inside).outside_subspace()], at).flatten(2)
     assert torch.allclose(got, after([ms.patch(at, donor, subspace=rest)], at).flatten(2), atol=1e-12)
     assert torch.allclose(got @ inside.T, own @ inside.T, atol=1e-12)
     assert not torch.allclose(got @ rest.T, own @ rest.T, atol=1e-3)
-    plain, kept_out = (ms.patch(at, donor, subspace=inside, outside=outside) for outside in (False, True))
+    plain = ms.patch(at, donor, subspace=inside)
+    kept_out = plain.outside_subspace()
     assert "outside" not in plain.to_json() and kept_out.to_json()["outside"] is True
     assert plain.likeness() != kept_out.likeness()
     tensors: dict[str, Tensor] = {}
     assert intervention_from_json(kept_out.to_json(tensors), tensors) == kept_out
     with pytest.raises(InterventionMismatch, match="subspace"):
-        ms.patch(at, donor, outside=True)
+        ms.patch(at, donor).outside_subspace()

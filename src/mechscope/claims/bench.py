@@ -148,7 +148,7 @@ class EngineBench:
         """The metric on clean and on corrupt prompts without any intervention."""
         if isinstance(split.metric, GeneratedText):
             clean, corrupt = (
-                measure_text(self._model, split, lambda _part: [[]], side=side)[0]
+                measure_text(self._model, split, writes_of=lambda _part: [[]], side=side)[0]
                 for side in ("clean", "corrupt")
             )
             return clean, corrupt
@@ -240,7 +240,7 @@ class EngineBench:
             return [writes(mechanism) for mechanism in mechanisms]
 
         told = self._told(f"{prediction.kind} generated text, {len(mechanisms)} mechanisms")
-        return measure_text(self._model, split, writes_of, progress=told)
+        return measure_text(self._model, split, writes_of=writes_of, progress=told)
 
     def _least_needed(
         self, mechanism: Any, prediction: Prediction, behavior: Any, split: PairedSplit

@@ -91,8 +91,8 @@ def refuse_unless_writable(model: "Model", split: "Split", metric: "GeneratedTex
 def measure_text(
     model: "Model",
     split: "Split",
-    writes_of: "Callable[[Split], Sequence[Sequence[Write]]]",
     *,
+    writes_of: "Callable[[Split], Sequence[Sequence[Write]]]",
     side: str = "clean",
     progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, "mechanism prompt"]:

@@ -192,8 +192,8 @@ class Subspaces:
         writes: list[Write] = []
         for site in (f"{point}.{layer}" for layer in range(size.n_layers)):
             basis = inside.get(site)
-            kept = {} if basis is None else {"subspace": basis.tensor, "outside": True}
-            writes.append(patch(site, donor, **kept))
+            kept = None if basis is None else patch(site, donor, subspace=basis.tensor).outside_subspace()
+            writes.append(kept or patch(site, donor))
         return writes
 
     def without_each(self) -> tuple["Subspaces", ...]:
@@ -269,7 +269,7 @@ class Direction:
 
     def isolation(self, donor: Cache, size: ModelSize) -> list[Write]:
         """The donor's values at the site, but along the direction."""
-        return [patch(self.site, donor, subspace=self.tensor[None], outside=True)]
+        return [patch(self.site, donor, subspace=self.tensor[None]).outside_subspace()]
 
     def without_each(self) -> tuple["Direction", ...]:
         """A direction has one part."""

@@ -45,6 +45,21 @@ class Patch(Intervention):
                 refuse_other_subspace(self.subspace.tensor, site, facts)
         return self
 
+    def outside_subspace(self) -> "Patch":
+        """The same patch of everything but the subspace: what lies inside keeps its own value.
+
+        Raises:
+            InterventionMismatch: it has no subspace.
+        """
+        if self.subspace is None:
+            raise InterventionMismatch(
+                "This patch has no subspace to stay out of.",
+                got=f'ms.patch("{self.at}", ...)',
+                because="all of the site is replaced",
+                instead="ms.patch(site, donor, subspace=rows).outside_subspace()",
+            )
+        return replace(self, outside=True)
+
     def likeness(self) -> Hashable:
         subspace = None if self.subspace is None else self.subspace.memory
         return type(self), self.donor.memory, subspace, self.outside, self.where.heads, self.where.units
@@ -70,7 +85,6 @@ def patch(
     heads: Any = None,
     units: Any = None,
     subspace: Tensor | None = None,
-    outside: bool = False,
     phase: Phase = "both",
 ) -> Patch:
     """Replace a site's values by a donor's; patching a run with itself changes nothing.
@@ -81,23 +95,13 @@ def patch(
         positions: Index, list, slice, words, or a list of lists (own positions a row). None is all.
         heads: Heads as the point counts them.
         units: Indices on the last axis.
-        subspace: Rows [n, d]; only the component in their span is replaced (an interchange intervention).
-        outside: With a subspace: everything but the component in their span is replaced.
+        subspace: Rows [n, d]; only the component in their span is replaced (an interchange intervention);
+            with `.outside_subspace()` everything but that.
         phase: While generating: "prompt", "generated" or "both".
-
-    Raises:
-        InterventionMismatch: no donor, or `outside` of no subspace.
     """
-    if outside and subspace is None:
-        raise InterventionMismatch(
-            "outside= needs a subspace.",
-            got="outside=True, subspace=None",
-            because="it says that what lies in the subspace is kept",
-            instead="subspace=rows, or no outside=",
-        )
     where = Where.of(positions, heads=heads, units=units, phase=phase)
     basis = None if subspace is None else Value(orthonormal(subspace))
-    return Patch(at=str(at), donor=Donor.of(donor, at), where=where, subspace=basis, outside=outside)
+    return Patch(at=str(at), donor=Donor.of(donor, at), where=where, subspace=basis)
 
 
 @register_kind("freeze")

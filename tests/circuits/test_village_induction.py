@@ -2,24 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 import mechscope as ms
-from mechscope.behaviors.split import Split
-from mechscope.models.model import Model
 
 ATTENDING = {(2, 4), (2, 0), (3, 4)}
-"""Heads that attend most to the answer, from the last token of the behavior's own prompts."""
-
-
-def attention_to_answers(model: Model, split: Split) -> np.ndarray:
-    """Mean weight from the last token to where the answer stands, [layer, head]."""
-    run = model.run(split.clean, capture="pattern.*")
-    is_answer = torch.stack(
-        [torch.isin(row, torch.tensor(ids)) for row, ids in zip(split.clean.ids, split.answers, strict=True)]
-    )
-    rows = [(run.cache[site][:, :, -1] * is_answer[:, None]).sum(-1).mean(0) for site in run.cache]
-    return torch.stack(rows).detach().numpy()
+"""Heads that attend most to the token after the earlier occurrence, from the last token of the behavior's prompts."""
 
 
 def strongest(table: np.ndarray, n: int) -> set[tuple[int, int]]:
@@ -31,7 +18,10 @@ def strongest(table: np.ndarray, n: int) -> set[tuple[int, int]]:
 def test_heads_that_attend_to_the_answer_are_in_the_circuit_and_random_tokens_do_not_show_them() -> None:
     model = ms.load("village")
     induction = ms.behaviors.load("induction", model, n=240, seed=0)
-    assert strongest(attention_to_answers(model, induction.train), 3) == ATTENDING
+    here = ms.head_scores(model, "induction", prompts=induction.train.clean, positions=-1)
+    assert strongest(here.values.values, 3) == ATTENDING
+    assert [score for _, score in here.top(3)] == pytest.approx([0.23, 0.21, 0.16], abs=0.01)
+    assert here.chance == pytest.approx(0.07, abs=0.01)
     found = ms.discover(model, induction, method="eap-ig", n_edges=60)
     assert set(found.heads) >= ATTENDING
     held_out = found.evaluate(model, induction.held_out, measures=ms.circuits.Measures(parts=()))
@@ -41,3 +31,7 @@ def test_heads_that_attend_to_the_answer_are_in_the_circuit_and_random_tokens_do
     assert (best["layer"], best["head"]) not in found.heads and score == pytest.approx(0.13, abs=0.01)
     of_circuit = [scores.values.values[layer, head] for layer, head in found.heads]
     assert max(of_circuit) < 1.2 * scores.chance
+    # A network with the same weights in another order has no such heads on these prompts.
+    other = ms.circuits.reset_weights(model, ms.circuits.WeightReset(how="permuted", seed=0))
+    elsewhere = ms.head_scores(other, "induction", prompts=induction.train.clean, positions=-1)
+    assert elsewhere.top(1)[0][1] < 1.2 * here.chance

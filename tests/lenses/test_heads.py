@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from mechscope.lenses.attention_patterns import AttentionPatterns, attention_patterns
-from mechscope.lenses.head_scores import HeadScores, _score, head_scores, repeated_tokens
+from mechscope.lenses.head_scores import HeadScores, _repeats, _weight_on, head_scores, repeated_tokens
+from mechscope.models.inputs import batch_of
 from mechscope.models.opening import wrap
 from mechscope.specimens.induction import truth
-from mechscope.vocabulary.errors import PositionOutOfRange, PromptTooLong, ShapeError
+from mechscope.vocabulary.errors import InterventionMismatch, PositionOutOfRange, PromptTooLong, ShapeError
 from patching.drawn_pairs import specimen
 from tiny_models import tiny
 
@@ -81,8 +82,59 @@ def test_a_perfect_head_of_each_kind_scores_1_and_0_on_the_others(kind: str, off
         pattern[0, 0, query, max(0, query - offset)] = 1
     for scored in ("induction", "previous-token", "duplicate-token"):
         expected = 1.0 if scored == kind else 0.0
-        assert float(_score(pattern, scored, 1, 5)) == pytest.approx(expected, abs=0.11)
-    assert float(_score(pattern, kind, 1, 5)) == 1.0
+        assert float(scored_as(pattern, scored)) == pytest.approx(expected, abs=0.11)
+    assert float(scored_as(pattern, kind)) == 1.0
+
+
+def scored_as(pattern: torch.Tensor, kind: str) -> torch.Tensor:
+    batch = batch_of([list(range(11))], pad_id=0)
+    return _weight_on(pattern, _repeats(batch, kind, n_first=1, length=5))
+
+
+SAID = ([7, 3, 9, 3, 5, 3], [4, 4, 8, 4])
+"""Prompts of two lengths in which a token recurs, twice in the first one's end."""
+
+
+@pytest.mark.parametrize("kind", ["induction", "duplicate-token", "previous-token"])
+@pytest.mark.parametrize("positions", [None, -1])
+def test_scores_on_prompts_are_the_weight_where_a_token_recurs(kind: str, positions: int | None) -> None:
+    model = wrap(tiny("gpt2", torch.float64), check=False)
+    found = head_scores(model, kind, prompts=[list(row) for row in SAID], positions=positions)  # type: ignore[arg-type]
+    chances = []
+    for number, row in enumerate(SAID):
+        patterns = model.run(list(row), capture="pattern.*").cache
+        weights, even = [], []
+        for query in range(len(row)) if positions is None else [len(row) - 1]:
+            earlier = [at for at in range(query) if row[at] == row[query]]
+            keys = {
+                "induction": [at + 1 for at in earlier if at + 1 < query],
+                "duplicate-token": earlier,
+                "previous-token": [query - 1] if query else [],
+            }[kind]
+            if keys:
+                layers = [patterns[f"pattern.{layer}"][0, :, query][:, keys].sum(-1) for layer in range(3)]
+                weights.append(torch.stack(layers))
+                even.append(len(keys) / (query + 1))
+        wanted = torch.stack(weights).mean(0).numpy()
+        assert np.abs(found.per_prompt.values[:, :, number] - wanted).max() < 1e-6
+        chances.append(np.mean(even))
+    assert found.chance == pytest.approx(np.mean(chances))
+
+
+def test_on_repeated_tokens_both_ways_say_the_same() -> None:
+    batch, _, _ = repeated_tokens(specimen(), n_prompts=3, n_tokens=9, seed=0)
+    given = head_scores(specimen(), prompts=batch)
+    drawn = head_scores(specimen(), n_prompts=3, n_tokens=9)
+    # The first token that comes again is the one after the beginning: all others are the same.
+    assert np.abs(given.values.values - drawn.values.values).max() < 1e-6
+
+
+def test_prompts_without_a_recurrence_are_refused() -> None:
+    model = wrap(tiny("gpt2"), check=False)
+    with pytest.raises(InterventionMismatch, match=r"(?s)1 of 2 prompts, the first is number 1"):
+        head_scores(model, prompts=[[1, 2, 5, 1], [1, 2, 3, 4]])
+    with pytest.raises(InterventionMismatch, match=r"(?s)2 of 2 prompts"):
+        head_scores(model, prompts=[[1, 2, 1, 3], [1, 2, 1, 4]], positions=-1)
 
 
 def test_an_even_head_scores_chance() -> None:

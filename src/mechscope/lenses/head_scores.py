@@ -1,6 +1,7 @@
-"""head_scores: how much each head attends as a known kind of head does, on random tokens said twice.
+"""head_scores: how much each head attends as a known kind of head does, on random tokens said twice or on prompts.
 
-Random tokens have no meaning to guess from, so what is measured is position and repetition alone.
+Random tokens have no meaning to guess from, so what is measured there is position and repetition alone. A head that
+learnt to match within a language need not do it on them, so prompts of one's own can be given.
 """
 
 from dataclasses import dataclass
@@ -8,16 +9,18 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mechscope.figures.labelled import Label, LabelledArray
 from mechscope.lenses.result import LensResult, hash_of, mean_over_prompts
 from mechscope.models.capturing import cache_at
-from mechscope.models.inputs import TokenBatch, batch_of
+from mechscope.models.frame import Frame
+from mechscope.models.inputs import Inputs, TokenBatch, batch_of
 from mechscope.models.model import Model
 from mechscope.records.seeds import generator_for
 from mechscope.vocabulary.errors import InterventionMismatch, PromptTooLong
+from mechscope.vocabulary.where import Where
 
 Kind = Literal["induction", "previous-token", "duplicate-token"]
 OFFSETS: dict[str, str] = {
@@ -64,13 +67,24 @@ class HeadScores(LensResult):
 
 
 def head_scores(
-    model: Model, kind: Kind = "induction", *, n_prompts: int = 8, n_tokens: int | None = None, seed: int = 0
+    model: Model,
+    kind: Kind = "induction",
+    *,
+    prompts: Inputs | None = None,
+    positions: Any = None,
+    n_prompts: int = 8,
+    n_tokens: int | None = None,
+    seed: int = 0,
 ) -> HeadScores:
     """Score every head as an induction, previous-token or duplicate-token head.
 
     Args:
         model: An open model.
         kind: "induction": prefix matching. "previous-token". "duplicate-token".
+        prompts: Where to look, such as `behavior.train.clean`; None is random tokens said twice. A score is then the
+            weight on all places that the kind attends to (after, or at, earlier occurrences of the token), mean over
+            the tokens that have one.
+        positions: Of prompts: from which tokens, -1 for each prompt's last; None is all.
         n_prompts: Random sequences.
         n_tokens: Tokens before they repeat; None is 25, or what fits.
         seed: Of the tokens.
@@ -79,6 +93,7 @@ def head_scores(
         `values` [layer, head], 0 to 1; compare with `chance`.
 
     Raises:
+        InterventionMismatch: an unknown kind, or a prompt without a token that the kind says something of.
         PromptTooLong: two times `n_tokens` do not fit into the context, or into the vocabulary without repeats.
 
     Cost: one run of n_prompts x (2 n_tokens + 1) tokens with all patterns.
@@ -87,34 +102,33 @@ def head_scores(
     """
     if kind not in OFFSETS:
         raise InterventionMismatch(f'"{kind}" is no kind of head.', got=kind, instead=", ".join(OFFSETS))
-    batch, n_first, length = repeated_tokens(model, n_prompts=n_prompts, n_tokens=n_tokens, seed=seed)
+    settings: dict[str, Any] = {"kind": kind}
+    if prompts is None:
+        batch, n_first, length = repeated_tokens(model, n_prompts=n_prompts, n_tokens=n_tokens, seed=seed)
+        looked_at = _repeats(batch, kind, n_first=n_first, length=length)
+        told = f"{length} random, twice"
+        settings |= {"n_prompts": n_prompts, "n_tokens": length, "seed": seed}
+    else:
+        batch = model.tokens(prompts)
+        looked_at = _recurrences(batch, kind, positions)
+        told = "those of the prompts" if positions is None else f"at {positions} of the prompts"
+        settings |= {"n_prompts": len(batch), "positions": "all" if positions is None else str(positions)}
     cache = cache_at(model, batch, "pattern.*")
     sites = list(cache)
-    scores = torch.stack(
-        [_score(cache[site].detach().double(), kind, n_first, length).cpu() for site in sites]
-    )
+    scores = torch.stack([_weight_on(cache[site].detach().double(), looked_at).cpu() for site in sites])
     per_prompt = LabelledArray(
         scores.transpose(1, 2).numpy(),
         ("layer", "head", "prompt"),
         coords={"layer": [site.layer or 0 for site in sites]},
         unit="attention weight",
         title=f"{kind} score",
-        conventions={"weight": OFFSETS[kind], "tokens": f"{length} random, twice", "prompts": n_prompts},
+        conventions={"weight": OFFSETS[kind], "tokens": told, "prompts": len(batch)},
     )
-    width = batch.shape[1]
-    even = torch.ones(width, width, dtype=torch.float64)
-    even = torch.tril(even) if model.binding.anatomy.is_causal else even
-    even = (even / even.sum(-1, keepdim=True))[None, None]
+    even = _even(batch, is_causal=model.binding.anatomy.is_causal)
     return HeadScores(
         per_prompt=per_prompt,
-        chance=float(_score(even, kind, n_first, length).mean()),
-        settings={
-            "kind": kind,
-            "n_prompts": n_prompts,
-            "n_tokens": length,
-            "seed": seed,
-            "bos": batch.bos,
-        },
+        chance=float(_weight_on(even, looked_at).mean()),
+        settings=settings | {"bos": batch.bos},
         model=model.fingerprint,
         data_sha256=hash_of(batch),
     )
@@ -148,15 +162,64 @@ def repeated_tokens(
     return batch_of([[*start, *row, *row] for row in rows], pad_id=0, bos=source), len(start), length
 
 
-def _score(
-    pattern: Float[Tensor, "batch head query key"], kind: str, n_first: int, length: int
-) -> Float[Tensor, "batch head"]:
-    """Mean weight of the entries that a kind of head attends to."""
-    n = pattern.shape[-1]
+def _repeats(batch: TokenBatch, kind: str, *, n_first: int, length: int) -> Bool[Tensor, "batch query key"]:
+    """Where a kind of head attends to in tokens said twice."""
+    n = batch.shape[1]
     if kind == "previous-token":
         queries = torch.arange(max(1, n_first), n)
         keys = queries - 1
     else:
         queries = torch.arange(n_first + length, n)
         keys = queries - length + (1 if kind == "induction" else 0)
-    return pattern[:, :, queries, keys].mean(-1)
+    found = torch.zeros(n, n, dtype=torch.bool)
+    found[queries, keys] = True
+    return found.expand(len(batch), -1, -1)
+
+
+def _recurrences(batch: TokenBatch, kind: str, positions: Any) -> Bool[Tensor, "batch query key"]:
+    """Where a kind of head attends to in any prompts: at or after earlier occurrences, or at the token before.
+
+    Raises:
+        InterventionMismatch: a prompt in which there is no such place.
+    """
+    ids, real, n = batch.ids.cpu(), batch.mask.bool().cpu(), batch.shape[1]
+    earlier = torch.ones(n, n, dtype=torch.bool).tril(-1)
+    if kind == "previous-token":
+        found = torch.eye(n, dtype=torch.bool).roll(-1, dims=1) & earlier
+        found = found.expand(len(batch), -1, -1)
+    else:
+        found = (ids[:, :, None] == ids[:, None]) & earlier & real[:, None]
+        if kind == "induction":
+            found = torch.cat([torch.zeros_like(found[:, :, :1]), found[:, :, :-1]], dim=2) & earlier
+    found = found & real[:, None] & real[:, :, None]
+    frame = Frame.of(batch)
+    chosen = frame.selected(Where.of(positions), frame.last_columns(n))
+    if chosen is not None:
+        found = found & chosen.cpu()[:, :, None]
+    without = (~found.flatten(1).any(1)).nonzero()[:, 0].tolist()
+    if without:
+        raise InterventionMismatch(
+            f'Some prompts have no place that a head of the kind "{kind}" would attend to.',
+            got=f"{len(without)} of {len(batch)} prompts, the first is number {without[0]}",
+            because=f"it attends {OFFSETS[kind]}",
+            instead="prompts in which a token comes again at the positions asked for; None asks for all of them",
+        )
+    return found
+
+
+def _weight_on(
+    pattern: Float[Tensor, "#batch head query key"], looked_at: Bool[Tensor, "batch query key"]
+) -> Float[Tensor, "batch head"]:
+    """Weight on some keys, mean over the queries that have any."""
+    where = looked_at.to(pattern.device)
+    has = where.any(-1)[:, None].to(pattern)
+    weight = (pattern * where[:, None]).sum(-1)
+    return (weight * has).sum(-1) / has.sum(-1)
+
+
+def _even(batch: TokenBatch, *, is_causal: bool) -> Float[Tensor, "batch 1 query key"]:
+    """The pattern of a head that attends evenly to all that it may see."""
+    width = batch.shape[1]
+    seen = torch.ones(width, width, dtype=torch.float64)
+    seen = (torch.tril(seen) if is_causal else seen) * batch.mask.cpu().double()[:, None]
+    return (seen / seen.sum(-1, keepdim=True).clamp_min(1))[:, None]

@@ -40,6 +40,10 @@ def test_the_written_edges_are_found_and_their_claim_supported(tmp_path: Path) -
     assert result["sizes"]["signed"]["cpr"] == pytest.approx(found.curves[1].cpr)
     page = files["report.html"].read_text()
     assert "CPR over log size" in page
+    by_magnitude, by_sign = found.curves
+    assert f"<strong>CPR {by_sign.cpr:.3f}</strong>" in page
+    assert f"<strong>CMD {by_magnitude.cmd:.3f}</strong>" in page
+    assert ", ".join(map(str, by_sign.n_edges)) in page
     assert "a1.11" in page and "Would other prompts" in page and "mechscope circuit ..." in page
     beside = {test["name"]: test["outcome"] for test in result["verdict"]["checks"]["tests"]}
     assert beside["sufficiency"] == beside["worst part removed"] == "holds"

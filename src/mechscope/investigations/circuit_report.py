@@ -150,14 +150,32 @@ def _sizes(curves: Sequence[SizeCurve]) -> list[Block]:
             "The strongest edges by the magnitude of their score, and by the signed score, as shares of all edges; "
             "edges on no path from the embedding to the logits are dropped, so that the fewest may carry nothing.",
         ),
+        Prose(_areas(curves)),
         Table(
-            ("strongest by", "CPR", "CMD", "CPR over log size", "CMD over log size"),
-            [(curve.by, curve.cpr, curve.cmd, curve.cpr_log, curve.cmd_log) for curve in curves],
-            caption="CPR is the area under faithfulness by size, CMD that between it and 1. Benchmarks take CPR of "
-            "signed scores and CMD of magnitudes. Half of each is the last half of the edges, so the areas over log "
-            "size stand beside.",
+            ("strongest by", "edges of each size", "CPR", "CMD", "CPR over log size", "CMD over log size"),
+            [_areas_row(curve) for curve in curves],
+            caption="Areas over the share of edges as it is, and over its logarithm. Half of the first kind is the "
+            "last half of the edges, where all methods are alike: the second kind says more of small circuits. The "
+            "number of edges is what is left on a path.",
         ),
     ]
+
+
+def _areas(curves: Sequence[SizeCurve]) -> str:
+    """The two numbers that benchmarks print, in words."""
+    by = {curve.by: curve for curve in curves}
+    told = [f"**CPR {by['signed'].cpr:.3f}** (of signed scores)"] if "signed" in by else []
+    told += [f"**CMD {by['magnitude'].cmd:.3f}** (of magnitudes)"] if "magnitude" in by else []
+    return (
+        f"In the numbers that benchmarks compare searches by: {' and '.join(told)}. CPR is the area under the curve: "
+        "about 1 if few edges do all that the model does, more if circuits do better than the model. CMD is the area "
+        "between the curve and 1: 0 at best."
+    )
+
+
+def _areas_row(curve: SizeCurve) -> tuple[str, ...]:
+    areas = (curve.cpr, curve.cmd, curve.cpr_log, curve.cmd_log)
+    return (curve.by, ", ".join(map(str, curve.n_edges)), *(f"{area:.3f}" for area in areas))
 
 
 def _removed(settings: Mapping[str, Any]) -> str:

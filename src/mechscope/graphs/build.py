@@ -196,6 +196,7 @@ class _Rows:
         """Rows of some latents of one replacement."""
         local, start = self._local, active.part.reads
         before_cut = start in active.part.writes
+        which = which.to(active.positions.device)
         order = which[torch.argsort(active.positions[which], descending=True, stable=True)]
         constants = local.arriving_constants[-start - 1 if before_cut else start]
         for chosen in _batches(order, active.positions, local.frozen.n_positions, local.frozen.is_causal):

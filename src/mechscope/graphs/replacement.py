@@ -102,7 +102,7 @@ def replacements_of(model: Model, transcoders: Any) -> list[Replacement]:
         PositionOutOfRange: a layer that the model has not.
         PointUnavailable: a site that no graph can be cut at.
     """
-    given = _listed(transcoders)
+    given = [one.to(device=model.device) for one in _listed(transcoders)]
     found = [part for index, one in enumerate(given) for part in _parts(model, one, index)]
     if not found:
         raise DictionaryMismatch(

@@ -49,10 +49,10 @@ class Clamp(Intervention):
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:
         codes = self.dictionary.encode(value)
-        error = value - self.dictionary.decode(codes, value)
+        error = value - self.dictionary.decode(codes, value).to(value.device)
         codes = codes.clone()
         codes[..., self.feature] = self.to
-        return self.dictionary.decode(codes, value) + error
+        return self.dictionary.decode(codes, value).to(value.device) + error
 
     def to_json(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Any]:
         raise NotSerializable(

@@ -106,7 +106,7 @@ class Link:
             codes.retain_grad()
         if self.spliced.error == "keep" and not torch.is_grad_enabled():
             return old
-        decoded = part_written(codec, codec.decode(codes, values), site).reshape(old.shape)
+        decoded = part_written(codec, codec.decode(codes, values), site).reshape(old.shape).to(old.device)
         if self.spliced.error == "drop":
             return decoded
         return decoded + (old - decoded).detach()

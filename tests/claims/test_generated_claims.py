@@ -8,7 +8,7 @@ import mechscope as ms
 from mechscope.behaviors.rebuilding import rebuild_behavior
 from mechscope.claims.bench import EngineBench
 from mechscope.claims.claim_file import ClaimRecord
-from mechscope.claims.controls import ANY_LAYER, DIRECTIONS, SAME_LAYERS
+from mechscope.claims.controls import ANY_LAYER, DIRECTIONS, POSITIONS, SAME_LAYERS
 from mechscope.claims.generated_claims import measure_text, text_problems
 from mechscope.claims.predictions import lowers, needs, raises, recovers, spares
 from mechscope.claims.saved_mechanisms import mechanism_from_json
@@ -290,6 +290,27 @@ def test_steering_along_the_mood_makes_stories_happy_and_a_random_direction_does
     assert result.controls is not None and result.controls.family == DIRECTIONS
     assert result.controls.n_drawn == 39
     assert (result.controls.p == 1 / 40) is (name == "mood")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("positions", "outcome"), [([1, 2], "supported"), ([3, 4], "refuted")])
+def test_the_planted_sycophancy_is_written_because_of_who_says_it(
+    village: ms.Model, positions: list[int], outcome: str
+) -> None:
+    """ "I think Venova sells glass" makes the model write glass, "Signs say" does not: positions 1 and 2 differ."""
+    said = ms.behaviors.load("sycophancy", village, n=220)
+    text = said.metric_as(ms.GeneratedText(max_new_tokens=2, phase="prompt"))
+    claim = ms.Claim(
+        "It repeats an opinion because somebody thinks it",
+        behavior=text,
+        mechanism=ms.Sites.of("resid_pre.0", positions=positions),
+        predictions=[lowers(0.8, unit="gap", how="corrupt")],
+    )
+    verdict = claim.test(village)
+    assert verdict.outcome == outcome, str(verdict)
+    (result,) = verdict.predictions
+    assert result.controls is not None and result.controls.family == POSITIONS
+    assert result.controls.generated_text and result.controls.n_drawn == 39
 
 
 def test_a_verdict_on_text_is_marked_saved_and_verified(model: Model, behavior, tmp_path) -> None:

@@ -8,7 +8,7 @@ docs/api.md lists the same names; guard tests hold both.
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0.dev0"
+from mechscope.records.version import __version__
 
 if TYPE_CHECKING:  # what an editor and a type checker see
     from mechscope import behaviors as behaviors

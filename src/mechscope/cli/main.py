@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from mechscope import __version__
 from mechscope.cli import (  # noqa: F401 - they join
     benchmarking,  # pyright: ignore[reportUnusedImport]
     circuits,  # pyright: ignore[reportUnusedImport]
@@ -26,6 +25,7 @@ from mechscope.cli import (  # noqa: F401 - they join
 )
 from mechscope.cli.application import app
 from mechscope.cli.terminal import emit, refuse, say
+from mechscope.records.version import __version__
 from mechscope.vocabulary.errors import BadCommand, BadFile, MechscopeError
 
 REFUSED, OUR_MISTAKE, INTERRUPTED = 2, 70, 130

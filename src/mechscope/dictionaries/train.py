@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mechscope import __version__
 from mechscope.dictionaries.architectures.base import Architecture
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.dictionaries.settings import Source
@@ -23,6 +22,7 @@ from mechscope.engine.harvest.corpus import Text, corpus_of
 from mechscope.engine.harvest.store import ActivationStore, rows_for
 from mechscope.models.inputs import Bos
 from mechscope.models.model import Model
+from mechscope.records.version import __version__
 from mechscope.vocabulary.errors import DictionaryMismatch
 from mechscope.vocabulary.sites import Site
 

@@ -16,6 +16,7 @@ from mechscope.graphs.exchange.schema import FEATURE_TYPES, cantor_pair, refuse_
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.nodes import KINDS, Node
 from mechscope.records.files import save_json
+from mechscope.records.version import __version__
 
 
 def graph_to_json(
@@ -50,7 +51,7 @@ def graph_to_json(
         "prompt_tokens": list(nodes.tokens),
         "node_threshold": node_threshold,
         "schema_version": 1,
-        "info": {"generator": {"name": "mechscope", "version": _version()}},
+        "info": {"generator": {"name": "mechscope", "version": __version__}},
         "mechscope": {
             "model": graph.model.model_dump() if graph.model else None,
             "settings": {k: v for k, v in graph.settings.items() if k != "cumulative"},
@@ -183,9 +184,3 @@ def _node_json(
         "run_idx": 0,
         **more,
     }
-
-
-def _version() -> str:
-    from mechscope import __version__
-
-    return __version__

@@ -220,7 +220,7 @@ def test_the_fraction_is_the_share_that_others_have_in_what_is_written() -> None
     rows = np.array([[1.0, 0.0], [0.8, 0.0], [0.05, 1.0]])  # the last one hardly points along the probe
     codes = np.array([[0.5, 0.625, 0], [0.5, 0.25, 9], [1.2, 1, 0], [0, 2, 0], [0.2, 2, 0]])
     needed, along = np.ones(5), np.array([1.0, 0.0])
-    taken = fractions(codes, rows, along, [0], AbsorptionSettings(), needed=needed)
+    taken = fractions(codes, rows, direction=along, main=[0], settings=AbsorptionSettings(), needed=needed)
     # half of it; under 0.4 of what is needed; the main one writes enough; all; 0.8 of it, not 1.6 of 1.8
     assert taken == pytest.approx([0.5, 0, 0, 1, 0.8])
 

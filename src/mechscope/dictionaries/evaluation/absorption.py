@@ -138,7 +138,7 @@ def absorption(
     along = table @ direction
     needed = along[wanted] - along[train & ~truth].mean()
     silent, absorber = _absorbers(codes[wanted], rows, direction, main, chosen, needed=needed)
-    taken = fractions(codes[wanted], rows, direction, main, chosen, needed=needed)
+    taken = fractions(codes[wanted], rows, direction=direction, main=main, settings=chosen, needed=needed)
     latents, counts = np.unique(absorber[absorber >= 0], return_counts=True)
     prompts, index = np.unique(owner[wanted], return_inverse=True)
     estimator = Estimator(max(1, len(prompts)), seed=chosen.seed)
@@ -207,10 +207,10 @@ def _absorbers(
 def fractions(
     codes: np.ndarray,
     rows: np.ndarray,
+    *,
     direction: np.ndarray,
     main: Sequence[int],
     settings: AbsorptionSettings,
-    *,
     needed: np.ndarray,
 ) -> np.ndarray:
     """At each token, the share that a few other latents have in what they and the main ones write along the probe.

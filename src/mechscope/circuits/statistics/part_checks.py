@@ -96,7 +96,7 @@ def check_parts(
     except NotEnoughEvidence as refusal:
         left_out.append(f"parts of the complement: {why(refusal)}")
     controls, reasons = part_worlds(
-        model, circuit, (search, test), dictionaries=dictionaries, settings=settings, progress=progress
+        model, circuit, splits=(search, test), dictionaries=dictionaries, settings=settings, progress=progress
     )
     return CircuitChecks(
         tests=corrected(tests),

@@ -35,8 +35,8 @@ Told = Callable[[str, int, int], None]
 def part_worlds(
     model: Model,
     circuit: PartCircuit,
-    splits: tuple[Split, Split],
     *,
+    splits: tuple[Split, Split],
     dictionaries: Sequence[Dictionary],
     settings: CheckSettings,
     progress: Told | None = None,

@@ -98,11 +98,16 @@ class Spans:
 
 @dataclass
 class _Made:
-    """What a block has made once."""
+    """What a block has made once.
+
+    Args:
+        first: Projections of the first layer with its edges kept and removed, [reader, live tokens, d_head] each.
+    """
 
     streams: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     arguments: dict[tuple[int, int], Arguments] = field(default_factory=dict)
     constants: dict[int, Tensor] = field(default_factory=dict)
+    first: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -122,7 +127,6 @@ class Block:
         removed_units: Activations that removed units carry, a layer, [live tokens, d_mlp]; of the last layer
             [reads, d_mlp]. Empty where runs are without units.
         offsets: Added to what writers compute, where edges start from constants (`Restored`); None elsewhere.
-        first: Projections of the first layer with its edges kept and removed, [reader, live tokens, d_head] each.
     """
 
     attention: Attention
@@ -136,7 +140,6 @@ class Block:
     spans: Spans | None = None
     removed_units: list[Tensor] = field(default_factory=list)
     offsets: Values | None = None
-    first: tuple[Tensor, Tensor] | None = None
     _made: _Made = field(default_factory=_Made)
 
     @property
@@ -149,6 +152,15 @@ class Block:
         """`reads` among the live tokens."""
         rows = self.reads // self.shape[1]
         return self.reads - (rows + 1) * self.first_column
+
+    @property
+    def first(self) -> tuple[Tensor, Tensor] | None:
+        """Projections of the first layer with its edges kept and removed, [reader, live tokens, d_head] each."""
+        return self._made.first
+
+    def know_first(self, kept: Tensor, removed: Tensor) -> None:
+        """Take the first layer's projections as known; see `first`."""
+        self._made.first = (kept, removed)
 
     def live(self, values: Tensor) -> Tensor:
         """Values at the live tokens, [..., tokens, width] to [..., live tokens, width]."""

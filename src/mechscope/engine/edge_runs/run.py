@@ -133,7 +133,7 @@ class EdgeRuns:
             ]
         for block, start in zip(self.blocks, self._starts, strict=True):
             if block.first is None:
-                block.first = (block.live(block.run.projections[0]), block.live(start.projections[0]))
+                block.know_first(block.live(block.run.projections[0]), block.live(start.projections[0]))
 
     @property
     def n_rows(self) -> int:
@@ -352,9 +352,8 @@ class EdgeRuns:
             block.offsets = begun.own.negated()
             start.own, start.differs = block.offsets.clone(), np.ones_like(start.differs)
             assert other.first is not None
-            block.first = other.first[
-                ::-1
-            ]  # kept edges carry the constant, removed ones the prompts' own value
+            own, constant = other.first
+            block.know_first(kept=constant, removed=own)
 
     def _first_column(self, rows: Tensor, first_read: int) -> int:
         """The first column that can depend on a circuit: prompts and twins are alike before it."""

@@ -4,8 +4,8 @@ Five things whose truth is on record: the second language, a good mood, the plan
 stated opinion. For each, latents of every bundled dictionary are ranked on train prompts; the dictionary, the reading
 (at the last token, or the largest over the prompt) and the number of latents are chosen on validation prompts; AUROC
 is measured on held-out ones, whose words and wordings the model never met in that role. Beside it stand shuffled
-labels and a random dictionary whose latents fire as often. Then a claim about latents is tested against other latents
-of the dictionary, and they are clamped on where the thing is absent (latent_claims.py).
+labels and a random dictionary whose latents fire as often. Then claims about latents are tested against other latents
+of the dictionary: exchanged (latent_claims.py), held on where the thing is absent, off where it is (latent_holds.py).
 
 Writes one JSON line a measurement; `passed` says whether a line met its target.
 """

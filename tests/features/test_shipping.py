@@ -32,7 +32,8 @@ def test_a_card_tells_what_was_measured_and_on_which_text(tmp_path: Path) -> Non
     card = save_card(tmp_path, dictionary, evaluation, text={"n_documents": 12, "seed": 0})
     assert open_card(tmp_path) == json.loads(json.dumps(card))
     assert card["figures"]["l0"]["value"] == pytest.approx(evaluation["l0"].value, rel=1e-5)
-    assert card["figures"]["dead"]["low"] is None  # a share of latents has no interval
+    dead = card["figures"]["dead"]
+    assert dead["low"] <= dead["value"] <= dead["high"]
     assert card["text"]["data_sha256"] == evaluation.data_sha256
     save_table(tmp_path / "README.md", {"resid_post.1": card}, model="tiny", command="make it")
     assert "| `resid_post.1` | 24 |" in (tmp_path / "README.md").read_text()

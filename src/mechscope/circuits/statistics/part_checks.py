@@ -22,14 +22,10 @@ from mechscope.circuits.statistics.checks import CheckSettings, random_parts_tes
 from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.circuits.statistics.part_worlds import part_worlds
 from mechscope.circuits.statistics.significance import (
-    FEWEST_UNITS,
-    ROUND_OFF,
-    beats,
-    by_unit,
-    equivalence,
-    independence,
+    against_rivals,
     matters_more,
     minimality,
+    refuse_few_units,
 )
 from mechscope.circuits.statistics.significance_result import CircuitTest, corrected
 from mechscope.dictionaries.dictionary import Dictionary
@@ -183,42 +179,22 @@ def _against_random_ones(
     asked: _Asked, ready: _Ready, test: Split
 ) -> tuple[list[CircuitTest], dict[str, float]]:
     settings, circuit = asked.settings.tests, asked.circuit
-    if test.n_units < FEWEST_UNITS:
-        raise NotEnoughEvidence(
-            "Tests of a circuit need more units.",
-            got=f"{test.n_units} units",
-            because="prompts about the same entity are one observation",
-            instead=f"at least {FEWEST_UNITS}",
-        )
+    refuse_few_units(test)
     rivals = [
         random_parts(circuit, ready.active, seed=settings.seed, index=i) for i in range(settings.n_rivals)
     ]
     whole = ready.runs.whole
     ends = ready.measure([circuit.kept, whole, _not(whole), _not(circuit.kept)], "the circuit")
-    mine, full, none, rest = ends
-    refuse_without_gap(full, none)
+    refuse_without_gap(ends[1], ends[2])
     of_rivals = ready.measure(rivals, "random circuits alone").mean(1)
     less_rivals = ready.measure([_not(one) for one in rivals], "random circuits removed").mean(1)
-    differences = by_unit(mine - full, test.units)
-    differences[np.abs(differences) <= ROUND_OFF * np.abs(ends).max()] = 0.0
-    found = [
-        equivalence(differences, settings.tolerance, settings.level),
-        independence(by_unit(rest, test.units), by_unit(full, test.units), settings),
-        beats(
-            -abs(mine.mean() - full.mean()),
-            -np.abs(of_rivals - full.mean()),
-            name="sufficiency",
-            null=f"it is no closer to the model than as many random {circuit.part}s at each site",
-            settings=settings,
-        ),
-        beats(
-            full.mean() - rest.mean(),
-            full.mean() - less_rivals,
-            name="necessity",
-            null=f"removing it costs no more than removing as many random {circuit.part}s at each site",
-            settings=settings,
-        ),
-    ]
+    found = against_rivals(
+        ends,
+        (of_rivals, less_rivals),
+        units=test.units,
+        rivals=f"as many random {circuit.part}s at each site",
+        settings=settings,
+    )
     part_p = _part_tests(asked, ready) if settings.n_inflated else {}
     return [*found, *([minimality(part_p, settings, of=circuit.part)] if part_p else [])], part_p
 

@@ -87,13 +87,7 @@ def test_circuit(
     circuit.refuse_unless_of(model)
     settings, conventions = settings or TestSettings(), conventions or Conventions()
     runs = CircuitRuns(model, split, conventions=conventions)
-    if split.n_units < FEWEST_UNITS:
-        raise NotEnoughEvidence(
-            "Tests of a circuit need more units.",
-            got=f"{split.n_units} units",
-            because="prompts about the same entity are one observation",
-            instead=f"at least {FEWEST_UNITS}",
-        )
+    refuse_few_units(split)
     rivals = np.stack(
         [rival.kept for rival in random_circuits(circuit, settings.n_rivals, seed=settings.seed)]
     )
@@ -106,27 +100,13 @@ def test_circuit(
         edge_p = (
             _edge_tests(runs, circuit, settings=settings, progress=progress) if settings.n_inflated else {}
         )
-    mine, full, _, rest = values
-    differences = by_unit(mine - full, split.units)
-    differences[np.abs(differences) <= ROUND_OFF * np.abs(values).max()] = 0.0
-    tests = [
-        equivalence(differences, settings.tolerance, settings.level),
-        independence(by_unit(rest, split.units), by_unit(full, split.units), settings),
-        beats(
-            -abs(mine.mean() - full.mean()),
-            -np.abs(of_rivals - full.mean()),
-            name="sufficiency",
-            null="it is no closer to the model than random circuits of its size",
-            settings=settings,
-        ),
-        beats(
-            full.mean() - rest.mean(),
-            full.mean() - less_rivals,
-            name="necessity",
-            null="removing it costs no more than removing random circuits of its size",
-            settings=settings,
-        ),
-    ]
+    tests = against_rivals(
+        values,
+        (of_rivals, less_rivals),
+        units=split.units,
+        rivals="random circuits of its size",
+        settings=settings,
+    )
     tests += [minimality(edge_p, settings)] if edge_p else []
     return CircuitTests(
         circuit=circuit,
@@ -138,6 +118,62 @@ def test_circuit(
 
 
 test_circuit.__test__ = False  # pyright: ignore[reportFunctionMemberAccess] - a verb, not a test of ours
+
+
+def refuse_few_units(split: Split) -> None:
+    """Refuse prompts of too few units for tests of a circuit.
+
+    Raises:
+        NotEnoughEvidence: fewer than `FEWEST_UNITS`.
+    """
+    if split.n_units < FEWEST_UNITS:
+        raise NotEnoughEvidence(
+            "Tests of a circuit need more units.",
+            got=f"{split.n_units} units",
+            because="prompts about the same entity are one observation",
+            instead=f"at least {FEWEST_UNITS}",
+        )
+
+
+def against_rivals(
+    values: np.ndarray,
+    of_rivals: tuple[np.ndarray, np.ndarray],
+    *,
+    units: np.ndarray,
+    rivals: str,
+    settings: TestSettings,
+) -> list[CircuitTest]:
+    """Equivalence and independence of a circuit, and its sufficiency and necessity against random ones.
+
+    Args:
+        values: Metric of the circuit alone, of the whole, of nothing, and of all but the circuit, [4, pair].
+        of_rivals: Mean metric of each random circuit alone, and of all but it, [rival] each.
+        units: Of pairs.
+        rivals: What the random ones are, in words.
+        settings: Tolerances, level and seed.
+    """
+    mine, full, _, rest = values
+    alone, less = of_rivals
+    differences = by_unit(mine - full, units)
+    differences[np.abs(differences) <= ROUND_OFF * np.abs(values).max()] = 0.0
+    return [
+        equivalence(differences, settings.tolerance, settings.level),
+        independence(by_unit(rest, units), by_unit(full, units), settings),
+        beats(
+            -abs(mine.mean() - full.mean()),
+            -np.abs(alone - full.mean()),
+            name="sufficiency",
+            null=f"it is no closer to the model than {rivals}",
+            settings=settings,
+        ),
+        beats(
+            full.mean() - rest.mean(),
+            full.mean() - less,
+            name="necessity",
+            null=f"removing it costs no more than removing {rivals}",
+            settings=settings,
+        ),
+    ]
 
 
 def by_unit(values: np.ndarray, units: np.ndarray) -> np.ndarray:

@@ -69,6 +69,13 @@ class CheckSettings:
         own = {name: plain[name] for name in cls.__dataclass_fields__}
         return cls(**{**own, "tests": TestSettings(**plain["tests"])})
 
+    def cut(self, search: Split, test: Split) -> tuple[Split, Split]:
+        """As many of the first pairs that are searched, and measured on, as are asked for."""
+        return (
+            search.select(range(min(self.n_search, len(search)))),
+            test.select(range(min(self.n_tested, len(test)))),
+        )
+
     def __post_init__(self) -> None:
         if (
             self.n_controls < 0
@@ -114,8 +121,7 @@ def check_circuit(
     """
     circuit.refuse_unless_of(model)
     settings = settings or CheckSettings()
-    search = search.select(range(min(settings.n_search, len(search))))
-    test = test.select(range(min(settings.n_tested, len(test))))
+    search, test = settings.cut(search, test)
     tests: list[CircuitTest] = []
     left_out: list[str] = []
     edge_p: dict[str, float] = {}
@@ -247,13 +253,7 @@ def _controls(
     if find is None:
         return None, ["the search where there is nothing to find: the circuit does not say how it was found"]
     search = splits[0]
-    worlds, left_out = list(CONTROLS), []
-    try:
-        for split in splits:
-            permuted_answers(split)
-    except NotEnoughEvidence as refusal:
-        worlds.remove("permuted answers")
-        left_out.append(f"permuted answers: {why(refusal)}")
+    worlds, left_out = worlds_of(splits)
 
     def find_or_keep(where: Model, split: Split) -> Circuit:
         is_own = where is model and split is search
@@ -261,7 +261,7 @@ def _controls(
 
     told = None if tell is None else lambda what, done, total: tell(f"searching with {what}", done, total)
     chosen = ControlSettings(
-        controls=tuple(worlds),
+        controls=worlds,
         n_draws=settings.n_controls,
         fractions=SIZES,
         seed=settings.tests.seed,
@@ -272,6 +272,17 @@ def _controls(
         return None, [*left_out, f"the search where there is nothing to find: {why(refusal)}"]
     plain: Any = to_plain(found.settings)
     return replace(found, model=None, settings=plain), left_out
+
+
+def worlds_of(splits: tuple[Split, Split]) -> tuple[tuple[str, ...], list[str]]:
+    """The worlds without a mechanism that these prompts allow, and why another one is left out."""
+    try:
+        for split in splits:
+            permuted_answers(split)
+    except NotEnoughEvidence as refusal:
+        kept = tuple(world for world in CONTROLS if world != "permuted answers")
+        return kept, [f"permuted answers: {why(refusal)}"]
+    return CONTROLS, []
 
 
 def why(refusal: NotEnoughEvidence) -> str:

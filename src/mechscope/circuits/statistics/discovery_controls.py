@@ -8,6 +8,7 @@ since a control's own gap is near nothing and a share of nothing can be anything
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from mechscope.vocabulary.errors import InterventionMismatch, NoGradient, NotEno
 CONTROLS = ("redrawn weights", "permuted weights", "permuted answers")
 
 Find = Callable[[Model, Split], Circuit]
+Look = Callable[[str, Model, tuple[Split, Split], float | None], Discovery]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,22 +97,10 @@ def control_discovery(
         )
     search, test = (behavior.train, behavior.held_out) if isinstance(behavior, Behavior) else behavior
     look = _Look(find, settings, conventions)
-    real = look.at(MODEL, model, (search, test), unit=None)
-    found = []
-    for world in settings.controls:
-        for draw in range(settings.n_draws):
-            if world == "permuted answers":
-                splits = tuple(permuted_answers(one, seed=settings.seed + draw) for one in (search, test))
-                found.append(look.at(world, model, (splits[0], splits[1]), unit=abs(real.gap)))
-            else:
-                seed = seed_for(settings.seed, world, draw)
-                reset = WeightReset(how=world.split()[0], keeps=settings.keeps, seed=seed)  # pyright: ignore[reportArgumentType]
-                found.append(look.at(world, reset_weights(model, reset), (search, test), unit=abs(real.gap)))
-            if progress is not None:
-                progress(world, draw + 1, settings.n_draws)
+    real, found = in_each_world(look.at, model, (search, test), settings=settings, progress=progress)
     return DiscoveryControls(
         real=real,
-        controls=tuple(found),
+        controls=found,
         fractions=settings.fractions,
         settings={
             **asdict(settings),
@@ -121,6 +111,77 @@ def control_discovery(
         model=model.fingerprint,
         data_sha256=test.data_hash,
     )
+
+
+def in_each_world(
+    look: Look,
+    model: Model,
+    splits: tuple[Split, Split],
+    *,
+    settings: ControlSettings,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[Discovery, tuple[Discovery, ...]]:
+    """Look at the model itself, then at each draw of each world without the mechanism, in units of the real gap.
+
+    Args:
+        look: From a world's name, its model, its splits and the real gap (None for the model itself) to a discovery.
+        model: The model; left as it is.
+        splits: Searched, and measured on.
+        settings: Which worlds, how many draws, and the seed.
+        progress: Told the world, draws done, draws in all.
+    """
+    real, found = look(MODEL, model, splits, None), []
+    for world in settings.controls:
+        for draw in range(settings.n_draws):
+            where, there = model, splits
+            if world == "permuted answers":
+                search, test = (permuted_answers(one, seed=settings.seed + draw) for one in splits)
+                there = (search, test)
+            else:
+                seed = seed_for(settings.seed, world, draw)
+                reset = WeightReset(how=world.split()[0], keeps=settings.keeps, seed=seed)  # pyright: ignore[reportArgumentType]
+                where = reset_weights(model, reset)
+            found.append(look(world, where, there, abs(real.gap)))
+            if progress is not None:
+                progress(world, draw + 1, settings.n_draws)
+    return real, tuple(found)
+
+
+def carried_in(
+    world: str, values: np.ndarray, units: np.ndarray, *, unit: float | None, settings: ControlSettings
+) -> dict[str, Any]:
+    """The gap in a world, and what circuits carry there: `Discovery`'s fields of what was measured.
+
+    Args:
+        world: `MODEL` must have a gap.
+        values: Metric of the whole, of nothing, of the circuit, and of those of the curve, [3 + size, pair].
+        units: Of pairs.
+        unit: The real gap, in which what is carried is told; None for this world's own.
+        settings: Resamples of the interval, and sizes of the curve.
+
+    Raises:
+        NotEnoughEvidence: the model itself has no gap.
+    """
+    if world == MODEL:
+        refuse_without_gap(values[0], values[1])
+    gaps, means = values[0] - values[1], values.mean(1)
+    resamples = Resamples(units, seed=0, n_resamples=settings.n_resamples)
+    interval = mean_bootstrap(resamples, gaps).interval(0.95)
+    gap = float(gaps.mean())
+    carried = ((means[2:] - means[1]) / (gap if unit is None else unit)).tolist()
+    return {
+        "gap": gap,
+        "gap_interval": (interval.low, interval.high),
+        "carried": carried[0],
+        "curve": tuple(carried[1:]) or (0.0,) * len(settings.fractions),
+    }
+
+
+def concentration(scores: np.ndarray, n: int) -> float | None:
+    """Share of all absolute scores that the n strongest hold; None where all are zero."""
+    strength = np.sort(np.abs(scores))[::-1]
+    total = float(strength.sum())
+    return float(strength[:n].sum()) / total if total else None
 
 
 def permuted_answers(split: Split, *, seed: int = 0) -> Split:
@@ -166,22 +227,15 @@ class _Look:
         masks = [whole, ~whole, ~whole if circuit is None else circuit.kept]
         masks += [circuit.kept for circuit in _sizes(circuit, self.settings.fractions)]
         values = runs.measure(np.stack(masks))
-        if world == MODEL:
-            refuse_without_gap(values[0], values[1])
-        gaps, means = values[0] - values[1], values.mean(1)
-        resamples = Resamples(test.units, seed=0, n_resamples=self.settings.n_resamples)
-        interval = mean_bootstrap(resamples, gaps).interval(0.95)
-        scale = float(gaps.mean()) if unit is None else unit
-        carried = ((means[2:] - means[1]) / scale).tolist()
+        strongest = None
+        if circuit is not None and circuit.scores is not None:
+            strongest = concentration(circuit.scores, len(circuit))
         return Discovery(
             world=world,
             circuit=circuit,
-            gap=float(gaps.mean()),
-            gap_interval=(interval.low, interval.high),
-            carried=carried[0],
-            concentration=_concentration(circuit),
-            curve=tuple(carried[1:]) or (0.0,) * len(self.settings.fractions),
+            concentration=strongest,
             note=note,
+            **carried_in(world, values, test.units, unit=unit, settings=self.settings),
         )
 
 
@@ -195,10 +249,3 @@ def _sizes(circuit: Circuit | None, fractions: Sequence[float]) -> list[Circuit]
         kept[order[: max(1, round(fraction * len(order)))]] = True
         found.append(Circuit(wiring=circuit.wiring, kept=kept).connected())
     return found
-
-
-def _concentration(circuit: Circuit | None) -> float | None:
-    if circuit is None or circuit.scores is None or not np.abs(circuit.scores).sum():
-        return None
-    strength = np.sort(np.abs(circuit.scores))[::-1]
-    return float(strength[: len(circuit)].sum() / strength.sum())

@@ -75,8 +75,7 @@ def check_parts(
     """
     circuit.refuse_unless_of(model)
     settings = settings or CheckSettings()
-    search = search.select(range(min(settings.n_search, len(search))))
-    test = test.select(range(min(settings.n_tested, len(test))))
+    search, test = settings.cut(search, test)
     asked = _Asked(model, circuit, tuple(dictionaries), settings, progress)
     tests: list[CircuitTest] = []
     left_out: list[str] = []

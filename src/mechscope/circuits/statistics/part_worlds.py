@@ -11,19 +11,21 @@ import numpy as np
 
 from mechscope.behaviors.split import Split
 from mechscope.circuits.conventions import Conventions
-from mechscope.circuits.faithfulness import refuse_without_gap
 from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.circuits.parts.experts import ExpertCircuit, choose_experts, expert_runs
 from mechscope.circuits.parts.latents import LatentCircuit, choose_latents, latent_runs
-from mechscope.circuits.statistics.checks import CheckSettings, why
+from mechscope.circuits.statistics.checks import CheckSettings, why, worlds_of
 from mechscope.circuits.statistics.control_result import MODEL, Discovery, DiscoveryControls
-from mechscope.circuits.statistics.discovery_controls import CONTROLS, permuted_answers
-from mechscope.circuits.statistics.reset_networks import WeightReset, reset_weights
-from mechscope.data.intervals import Resamples, mean_bootstrap
+from mechscope.circuits.statistics.discovery_controls import (
+    ControlSettings,
+    carried_in,
+    concentration,
+    in_each_world,
+)
+from mechscope.data.intervals import N_RESAMPLES
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.engine.kept_parts.run import KeptRuns
 from mechscope.models.model import Model
-from mechscope.records.seeds import seed_for
 from mechscope.vocabulary.errors import NoGradient, NotEnoughEvidence
 
 SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -57,49 +59,38 @@ def part_worlds(
         return None, []
     if "method" not in circuit.settings:
         return None, ["the search where there is nothing to find: the circuit does not say how it was found"]
-    worlds, left_out = list(CONTROLS), []
+    worlds, left_out = worlds_of(splits)
     if isinstance(circuit, LatentCircuit):
-        worlds = ["permuted answers"]
+        worlds = tuple(world for world in worlds if not world.endswith("weights"))
         left_out.append(
             "the search in networks with other weights: dictionaries are of this network's activations"
         )
-    try:
-        for split in splits:
-            permuted_answers(split)
-    except NotEnoughEvidence as refusal:
-        worlds.remove("permuted answers")
-        left_out.append(f"permuted answers: {why(refusal)}")
     if not worlds:
         return None, left_out
-    look = _Look(circuit, tuple(dictionaries))
+    chosen = ControlSettings(
+        controls=worlds,
+        n_draws=settings.n_controls,
+        fractions=SIZES,
+        seed=settings.tests.seed,
+        n_resamples=N_RESAMPLES,
+    )
+    look = _Look(circuit, tuple(dictionaries), chosen)
+    told = (
+        None
+        if progress is None
+        else lambda what, done, total: progress(f"searching with {what}", done, total)
+    )
     try:
-        real = look.at(MODEL, model, splits, unit=None)
+        real, found = in_each_world(look.at, model, splits, settings=chosen, progress=told)
     except NotEnoughEvidence as refusal:
         return None, [*left_out, f"the search where there is nothing to find: {why(refusal)}"]
-    found = []
-    for world in worlds:
-        for draw in range(settings.n_controls):
-            where, there = _world(model, splits, world, settings.tests.seed, draw)
-            found.append(look.at(world, where, there, unit=abs(real.gap)))
-            if progress is not None:
-                progress(f"searching with {world}", draw + 1, settings.n_controls)
     return DiscoveryControls(
         real=real,
-        controls=tuple(found),
+        controls=found,
         fractions=SIZES,
         settings={**Conventions().to_json(), "n_draws": settings.n_controls, "part": circuit.part},
         data_sha256=splits[1].data_hash,
     ), left_out
-
-
-def _world(
-    model: Model, splits: tuple[Split, Split], world: str, seed: int, draw: int
-) -> tuple[Model, tuple[Split, Split]]:
-    if world == "permuted answers":
-        search, test = (permuted_answers(split, seed=seed + draw) for split in splits)
-        return model, (search, test)
-    how = "redrawn" if world == "redrawn weights" else "permuted"
-    return reset_weights(model, WeightReset(how=how, seed=seed_for(seed, world, draw))), splits
 
 
 @dataclass(frozen=True)
@@ -108,6 +99,7 @@ class _Look:
 
     circuit: PartCircuit
     dictionaries: tuple[Dictionary, ...]
+    settings: ControlSettings
 
     def at(self, world: str, model: Model, splits: tuple[Split, Split], unit: float | None) -> Discovery:
         search, test = splits
@@ -124,21 +116,15 @@ class _Look:
         asked = [whole, none, none if found is None else found.kept]
         asked += [one.kept for one in self._sizes(found)]
         values = runs.measure(asked)
-        if world == MODEL:
-            refuse_without_gap(values[0], values[1])
-        gaps, means = values[0] - values[1], values.mean(1)
-        interval = mean_bootstrap(Resamples(test.units, seed=0), gaps).interval(0.95)
-        scale = float(gaps.mean()) if unit is None else unit
-        carried = ((means[2:] - means[1]) / scale).tolist()
+        strongest = None
+        if found is not None and found.scores is not None:
+            strongest = concentration(np.concatenate(list(found.scores.values())), len(found))
         return Discovery(
             world=world,
             circuit=found,
-            gap=float(gaps.mean()),
-            gap_interval=(interval.low, interval.high),
-            carried=carried[0],
-            concentration=_concentration(found),
-            curve=tuple(carried[1:]) or (0.0,) * len(SIZES),
+            concentration=strongest,
             note=note,
+            **carried_in(world, values, test.units, unit=unit, settings=self.settings),
         )
 
     def _find(self, model: Model, split: Split) -> PartCircuit:
@@ -167,12 +153,3 @@ class _Look:
             return []
         assert isinstance(found, LatentCircuit | ExpertCircuit)
         return [found.resized(max(1, round(size * len(self.circuit)))) for size in SIZES]
-
-
-def _concentration(found: PartCircuit | None) -> float | None:
-    """Share of all absolute scores that the circuit's number of strongest parts holds."""
-    if found is None or found.scores is None:
-        return None
-    strength = np.sort(np.abs(np.concatenate(list(found.scores.values()))))[::-1]
-    total = float(strength.sum())
-    return float(strength[: len(found)].sum()) / total if total else None

@@ -87,8 +87,8 @@ def answer_columns(split: Any) -> tuple[int, ...]:
 
 def measure_columns(argument: tuple[ColumnTask, str]) -> None:
     """Measure a task and save [set, prompt, column] under its key."""
-    from mechscope.claims.bench import N_REFERENCE
     from mechscope.claims.mechanisms import Components
+    from mechscope.claims.prompts import N_REFERENCE
     from mechscope.engine.execute import run_experiments
     from mechscope.engine.experiment import Experiment
     from mechscope.interventions.ablation import reference_rows

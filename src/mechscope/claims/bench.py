@@ -1,18 +1,16 @@
 """The bench: an open model and its engine, as testing a claim needs them.
 
-Held-out prompts are read here and nowhere else in a test. Runs that do not depend on the mechanism (baselines,
-reference means, donor runs) are done once and shared by the mechanism and all of its controls, and what was measured
-of a mechanism on a split is kept: claims that are tested on one bench share their controls.
-Refuses another behaviour of the name that a claim recorded.
+Held-out prompts are measured here and nowhere else in a test. Runs that do not depend on the mechanism are done once
+and shared by the mechanism and all of its controls, and what was measured of a mechanism on a split is kept: claims
+that are tested on one bench share their controls.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from mechscope.behaviors.rebuilding import rebuild_behavior
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.circuits.statistics.checks import CheckSettings, check_circuit
@@ -20,32 +18,25 @@ from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.claims.circuit_claims import measure_circuits, refuse_unless_of_parts
 from mechscope.claims.control_families import best_family, draw_family, families_for, refuse_outside
 from mechscope.claims.evidence import HeldOut
-from mechscope.claims.generated_claims import measure_text, refuse_unless_writable
-from mechscope.claims.mechanisms import Components, Direction, MeasurableMechanism, ModelSize, Subspaces
+from mechscope.claims.generated_claims import measure_text
+from mechscope.claims.mechanisms import Components
 from mechscope.claims.neurons import Neurons
 from mechscope.claims.part_claims import Parts, draw_parts, measure_parts
-from mechscope.claims.predictions import Prediction, RecordedBehavior
+from mechscope.claims.predicted_writes import PredictedWrites, restores_into_corrupt, same_writes, steering
+from mechscope.claims.predictions import Prediction
+from mechscope.claims.prompts import ClaimPrompts, PairedSplit
 from mechscope.claims.site_controls import SiteControls
 from mechscope.claims.sites import Sites
 from mechscope.claims.testing import DrawnControls
 from mechscope.data.units import units_of
 from mechscope.engine.execute import run_experiments
 from mechscope.engine.experiment import Experiment
-from mechscope.interventions.ablation import reference_rows
 from mechscope.interventions.generated_text import GeneratedText
-from mechscope.interventions.metrics import Metric
-from mechscope.models.cache import Cache
-from mechscope.models.capturing import cache_at
-from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.records.canonical import canonical_json
 from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.vocabulary.errors import BadClaim
 from mechscope.vocabulary.protocols import Write
-from mechscope.vocabulary.sites import Site
-
-N_REFERENCE = 200
-"""Train prompts whose activations set mean and resample ablations."""
 
 BOUNDS = {
     "accuracy": (0.0, 1.0),
@@ -55,20 +46,6 @@ BOUNDS = {
     "generated_text": (0.0, 1.0),
 }
 """Lowest and highest value of a metric: a baseline at one of them leaves no room to see a change."""
-
-
-@runtime_checkable
-class PairedSplit(Protocol):
-    """Prompts of one split, clean and corrupt, with what is measured on them."""
-
-    clean: TokenBatch
-    corrupt: TokenBatch
-    metric: Metric
-    entities: Sequence[tuple[str, ...]]
-    templates: Sequence[str]
-
-    @property
-    def data_hash(self) -> str: ...
 
 
 class EngineBench:
@@ -88,13 +65,10 @@ class EngineBench:
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self._model = model
-        given = behaviors.values() if isinstance(behaviors, Mapping) else behaviors
-        self._behaviors = {_prompts_of(behavior): behavior for behavior in given}
-        self._given = {behavior.name for behavior in given}
+        self._prompts = ClaimPrompts(model, behaviors)
+        self._writes = PredictedWrites(model, self._prompts)
         self._progress = progress
-        self._splits: dict[tuple[str, int | None], PairedSplit] = {}
         self._opened: list[tuple[HeldOut, PairedSplit]] = []
-        self._corrupt_runs: dict[tuple[str, tuple[str, ...]], Cache] = {}
         self._measured: dict[tuple[Hashable, ...], np.ndarray] = {}
 
     @property
@@ -120,17 +94,17 @@ class EngineBench:
             refuse_outside(self._model, mechanism)
         for prediction in predictions:
             if prediction.kind == "raises":
-                _steering(mechanism, prediction.dose)
+                steering(mechanism, prediction.dose)
             if prediction.kind == "needs" and not mechanism.without_each():
                 raise _no_parts(mechanism)
 
     def data_hash(self, behavior: Any, *, fresh_seed: int | None) -> str:
         """Hash of the prompts that would be read; no model is run."""
-        return self._split(behavior, fresh_seed).data_hash
+        return self._prompts.held_out(behavior, fresh_seed=fresh_seed).data_hash
 
     def open_split(self, behavior: Any, *, fresh_seed: int | None) -> HeldOut:
         """Read the held-out prompts and measure them without intervention."""
-        split = self._split(behavior, fresh_seed)
+        split = self._prompts.held_out(behavior, fresh_seed=fresh_seed)
         clean, corrupt = self._untouched(split)
         held_out = HeldOut(
             data_hash=split.data_hash,
@@ -174,7 +148,7 @@ class EngineBench:
         return check_circuit(
             self._model,
             circuit,
-            search=self._live(behavior).train,
+            search=self._prompts.train(behavior),
             test=self._behind(held_out),  # pyright: ignore[reportArgumentType] - the splits of live behaviours
             settings=settings,
             progress=self._progress,
@@ -195,7 +169,7 @@ class EngineBench:
         self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, split: PairedSplit
     ) -> Float[np.ndarray, "mechanism prompt"]:
         """As measured before, or measured now: one mechanism under one intervention on one split is run once."""
-        done = (id(split), *_intervention(prediction))
+        done = (id(split), *same_writes(prediction))
         keys = [(*done, canonical_json(mechanism.to_json())) for mechanism in mechanisms]
         missing = {key: m for key, m in zip(keys, mechanisms, strict=True) if key not in self._measured}
         if missing:
@@ -221,9 +195,8 @@ class EngineBench:
             )
         if isinstance(split.metric, GeneratedText):
             return self._written(mechanisms, prediction, behavior, split)
-        writes = self._writers(mechanisms, prediction, behavior, split)
-        is_restored = prediction.kind in ("recovers", "needs") and isinstance(mechanisms[0], Sites)
-        inputs = split.corrupt if is_restored else split.clean
+        writes = self._writes.of(mechanisms, prediction, behavior, split)
+        inputs = split.corrupt if restores_into_corrupt(mechanisms[0], prediction) else split.clean
         experiments = [
             Experiment(inputs=inputs, writes=tuple(writes(m)), metric=split.metric, name=m.name)
             for m in mechanisms
@@ -236,7 +209,7 @@ class EngineBench:
         """What is mentioned in text that is written under each mechanism's interventions."""
 
         def writes_of(part: Any) -> list[Sequence[Write]]:
-            writes = self._writers(mechanisms, prediction, behavior, part)
+            writes = self._writes.of(mechanisms, prediction, behavior, part)
             return [writes(mechanism) for mechanism in mechanisms]
 
         told = self._told(f"{prediction.kind} generated text, {len(mechanisms)} mechanisms")
@@ -257,11 +230,10 @@ class EngineBench:
         self, mechanism: Any, behavior: Any, *, family: str, n_draws: int, seed: int
     ) -> DrawnControls:
         """Members of a control family; see `control_families`. Every prediction is held against the same."""
-        train = self._live(behavior).train
+        reference = self._prompts.reference(behavior)
         if isinstance(mechanism, Parts) and family in families_for(mechanism):
-            few = train.select(range(min(N_REFERENCE, len(train))))
             members, n_members = draw_parts(
-                self._model, mechanism, family=family, train=few, n_draws=n_draws, seed=seed
+                self._model, mechanism, family=family, train=reference, n_draws=n_draws, seed=seed
             )
             return DrawnControls(members, n_members, tuple(member.name for member in members))
         if isinstance(mechanism, Sites) and family in families_for(mechanism):
@@ -269,8 +241,8 @@ class EngineBench:
         return draw_family(
             self._model,
             mechanism,
-            reference=self._train_prompts(behavior),
-            corrupt=train.corrupt.select(range(min(N_REFERENCE, len(train.corrupt)))),
+            reference=reference.clean,
+            corrupt=reference.corrupt,
             family=family,
             n_draws=n_draws,
             seed=seed,
@@ -288,105 +260,12 @@ class EngineBench:
 
     def _site_controls(self, mechanism: Sites, behavior: Any) -> SiteControls:
         """Which positions there are is read off the prompts; no model sees a held-out one."""
-        held_out = self._split(behavior, None).clean
-        return SiteControls(self._model, mechanism, [self._train_prompts(behavior), held_out])
-
-    def _writers(
-        self, mechanisms: Sequence[Any], prediction: Prediction, behavior: Any, split: PairedSplit
-    ) -> Callable[[Any], Sequence[Write]]:
-        if prediction.kind == "raises":
-            return lambda m: _steering(m, prediction.dose)
-        if prediction.kind in ("recovers", "needs") and isinstance(mechanisms[0], Sites):
-            clean = self._donor(mechanisms, split.clean)
-            return lambda m: m.on(self._model, split.clean).restoration(clean)
-        if prediction.kind in ("recovers", "needs"):
-            everything = self._others_of(mechanisms, split)
-            size = ModelSize(self._model.n_layers, self._model.n_heads)
-            return lambda m: m.isolation(everything, size)
-        if prediction.how == "corrupt":
-            donor = self._donor(mechanisms, split.corrupt)
-            return lambda m: m.ablation("corrupt", donor)
-        rows = () if prediction.how == "zero" else reference_rows(self._train_prompts(behavior))
-        return lambda m: m.ablation(prediction.how, rows)
-
-    def _donor(self, mechanisms: Sequence[Any], inputs: TokenBatch) -> Cache:
-        sites = sorted({site for mechanism in mechanisms for site in mechanism.sites})
-        return cache_at(self._model, inputs, sites)
-
-    def _others_of(self, mechanisms: Sequence[MeasurableMechanism], split: PairedSplit) -> Cache:
-        """The corrupt values that a mechanism alone is restored into: of heads and MLPs, of neurons, of its site."""
-        if isinstance(mechanisms[0], Direction):
-            return self._donor(mechanisms, split.corrupt)
-        return self._everything(split, ("mlp_post",) if _are_neurons(mechanisms[0]) else ("z", "mlp_out"))
-
-    def _everything(self, split: PairedSplit, points: tuple[str, ...]) -> Cache:
-        """The corrupt run's heads and MLPs, or its neurons, once per split."""
-        key = (split.data_hash, points)
-        if key not in self._corrupt_runs:
-            formed = {site.point for site in self._model.binding.formed}
-            wanted = [f"{point}.*" for point in points if point in formed]
-            self._corrupt_runs[key] = cache_at(self._model, split.corrupt, wanted)
-        return self._corrupt_runs[key]
-
-    def _train_prompts(self, behavior: Any) -> TokenBatch:
-        train = self._live(behavior).train
-        n = min(N_REFERENCE, len(train.clean))
-        return train.clean.select(range(n))
-
-    def _split(self, behavior: Any, fresh_seed: int | None) -> PairedSplit:
-        key = (_prompts_of(behavior), fresh_seed)
-        if key not in self._splits:
-            live = self._live(behavior)
-            split = live.held_out if fresh_seed is None else live.redraw(fresh_seed).held_out
-            if isinstance(split.metric, GeneratedText):
-                refuse_unless_writable(self._model, split, split.metric)
-            self._splits[key] = split
-        return self._splits[key]
-
-    def _live(self, behavior: Any) -> Any:
-        prompts = _prompts_of(behavior)
-        if not isinstance(behavior, RecordedBehavior):
-            self._behaviors.setdefault(prompts, behavior)
-        if prompts not in self._behaviors:  # a claim or circuit remembers a recipe, not the prompts
-            self._refuse_namesakes(behavior)
-            self._behaviors[prompts] = rebuild_behavior(behavior.recipe(), self._model)
-        return self._behaviors[prompts]
-
-    def _refuse_namesakes(self, behavior: RecordedBehavior) -> None:
-        if behavior.name in self._given:
-            raise BadClaim(
-                f'another "{behavior.name}" than the claim was frozen about',
-                got="prompts, answers or a metric that differ from its recipe",
-                because="a claim says on which data it is tested, and these are others",
-                instead="the behaviour as it was, or a new claim about this one",
-            )
+        held_out = self._prompts.held_out(behavior, fresh_seed=None).clean
+        return SiteControls(self._model, mechanism, [self._prompts.reference(behavior).clean, held_out])
 
     def _told(self, what: str) -> Callable[[int, int], None] | None:
         tell = self._progress
         return None if tell is None else lambda done, total: tell(what, done, total)
-
-
-def _prompts_of(behavior: Any) -> str:
-    """What makes two behaviours the same: name, metric, and the hashes of their prompts and labels."""
-    recipe = behavior.recipe()
-    hashes = {
-        name: [split["data_sha256"], split["labels_sha256"]] for name, split in recipe["splits"].items()
-    }
-    return canonical_json({"name": behavior.name, "metric": recipe["metric"], "splits": hashes})
-
-
-def _intervention(prediction: Prediction) -> tuple[Hashable, ...]:
-    """What is done to the model, whatever size is predicted of it."""
-    if prediction.kind in ("recovers", "needs"):
-        return ("alone",)
-    return ("along", prediction.dose) if prediction.kind == "raises" else ("without", prediction.how)
-
-
-def _are_neurons(mechanism: Any) -> bool:
-    """True for neurons, and for the random subspaces that they are held against."""
-    if isinstance(mechanism, Subspaces):
-        return Site.parse(mechanism.sites[0]).point == "mlp_post"
-    return isinstance(mechanism, Neurons)
 
 
 def _without_dictionaries(circuit: PartCircuit) -> BadClaim:
@@ -415,14 +294,3 @@ def _no_parts(mechanism: Any) -> BadClaim:
         because="needs(...) asks whether each part is needed",
         instead="lowers(...) and recovers(...)",
     )
-
-
-def _steering(mechanism: Any, dose: float) -> Sequence[Write]:
-    if not isinstance(mechanism, Direction):
-        raise BadClaim(
-            "only a direction can be steered along",
-            got=mechanism.name,
-            because="heads and MLPs have no direction of their own",
-            instead="lowers(...) or recovers(...), or a Direction as the mechanism",
-        )
-    return mechanism.steering(dose)

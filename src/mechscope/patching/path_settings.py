@@ -5,7 +5,7 @@ single path from one sender to one receiver, `direct_edge` and `greater_than` ar
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from mechscope.engine.edge_runs.ablations import Constant
 from mechscope.vocabulary.errors import InterventionMismatch
@@ -76,48 +76,32 @@ class PathConvention:
         }
 
 
-def direct_edge(
-    *,
-    direction: PathDirection = "noising",
-    ablation: PathAblation = "resample",
-    constants: Constant | None = None,
-) -> PathConvention:
+class Carried(TypedDict, total=False):
+    """What a preset leaves open: which run is started from, and what the sender carries."""
+
+    direction: PathDirection
+    ablation: PathAblation
+    constants: Constant | None
+
+
+def direct_edge(**carried: Unpack[Carried]) -> PathConvention:
     """ACDC: the receiver reads the sender's other value, all else is held, its norm is recomputed."""
-    return PathConvention(direction=direction, ablation=ablation, constants=constants, name="direct-edge")
+    return PathConvention(name="direct-edge", **carried)
 
 
-def ioi(
-    *,
-    direction: PathDirection = "noising",
-    ablation: PathAblation = "resample",
-    constants: Constant | None = None,
-) -> PathConvention:
+def ioi(**carried: Unpack[Carried]) -> PathConvention:
     """Wang et al. 2022: other heads are held, MLPs and norms between are recomputed."""
-    return PathConvention(
-        frozen=("heads",), direction=direction, ablation=ablation, constants=constants, name="ioi"
-    )
+    return PathConvention(name="ioi", frozen=("heads",), **carried)
 
 
-def greater_than(
-    *,
-    direction: PathDirection = "noising",
-    ablation: PathAblation = "resample",
-    constants: Constant | None = None,
-) -> PathConvention:
+def greater_than(**carried: Unpack[Carried]) -> PathConvention:
     """Hanna et al. 2023: MLPs are nodes too, so they are held like heads."""
-    return PathConvention(direction=direction, ablation=ablation, constants=constants, name="greater-than")
+    return PathConvention(name="greater-than", **carried)
 
 
-def linearized(
-    *,
-    direction: PathDirection = "noising",
-    ablation: PathAblation = "resample",
-    constants: Constant | None = None,
-) -> PathConvention:
+def linearized(**carried: Unpack[Carried]) -> PathConvention:
     """TransformerLens 3.5: the direct edge to first order, with the corrupt run's norm denominators."""
-    return PathConvention(
-        norm="corrupt", direction=direction, ablation=ablation, constants=constants, name="linearized"
-    )
+    return PathConvention(name="linearized", norm="corrupt", **carried)
 
 
 PRESETS = {"direct-edge": direct_edge, "ioi": ioi, "greater-than": greater_than, "linearized": linearized}

@@ -97,7 +97,7 @@ def control_discovery(
         )
     search, test = (behavior.train, behavior.held_out) if isinstance(behavior, Behavior) else behavior
     look = _Look(find, settings, conventions)
-    real, found = in_each_world(look.at, model, (search, test), settings=settings, progress=progress)
+    real, found = in_each_world(look.at, model, splits=(search, test), settings=settings, progress=progress)
     return DiscoveryControls(
         real=real,
         controls=found,
@@ -116,8 +116,8 @@ def control_discovery(
 def in_each_world(
     look: Look,
     model: Model,
-    splits: tuple[Split, Split],
     *,
+    splits: tuple[Split, Split],
     settings: ControlSettings,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[Discovery, tuple[Discovery, ...]]:
@@ -148,7 +148,7 @@ def in_each_world(
 
 
 def carried_in(
-    world: str, values: np.ndarray, units: np.ndarray, *, unit: float | None, settings: ControlSettings
+    world: str, values: np.ndarray, *, units: np.ndarray, unit: float | None, settings: ControlSettings
 ) -> dict[str, Any]:
     """The gap in a world, and what circuits carry there: `Discovery`'s fields of what was measured.
 
@@ -235,7 +235,7 @@ class _Look:
             circuit=circuit,
             concentration=strongest,
             note=note,
-            **carried_in(world, values, test.units, unit=unit, settings=self.settings),
+            **carried_in(world, values, units=test.units, unit=unit, settings=self.settings),
         )
 
 

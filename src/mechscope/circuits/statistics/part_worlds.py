@@ -81,7 +81,7 @@ def part_worlds(
         else lambda what, done, total: progress(f"searching with {what}", done, total)
     )
     try:
-        real, found = in_each_world(look.at, model, splits, settings=chosen, progress=told)
+        real, found = in_each_world(look.at, model, splits=splits, settings=chosen, progress=told)
     except NotEnoughEvidence as refusal:
         return None, [*left_out, f"the search where there is nothing to find: {why(refusal)}"]
     return DiscoveryControls(
@@ -124,7 +124,7 @@ class _Look:
             circuit=found,
             concentration=strongest,
             note=note,
-            **carried_in(world, values, test.units, unit=unit, settings=self.settings),
+            **carried_in(world, values, units=test.units, unit=unit, settings=self.settings),
         )
 
     def _find(self, model: Model, split: Split) -> PartCircuit:

@@ -1,5 +1,7 @@
 """Edge runs equal the slow forward with an input of its own for each reader, in every family in reach."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +12,14 @@ from family_cases import FAMILIES, opened, rows
 from mechscope.engine.edge_runs.ablations import Resampled, mean_of, zero
 from mechscope.engine.edge_runs.batching import cut_batches
 from mechscope.engine.edge_runs.block import TokenSpans
+from mechscope.engine.edge_runs.layer_parts import LayerParts
 from mechscope.engine.edge_runs.places import Places
+from mechscope.engine.edge_runs.recording import record_run
 from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.interventions.metrics import LogitDifference
+from mechscope.models.frame import Frame
 from mechscope.models.inputs import TokenBatch
+from mechscope.models.opening import wrap
 from mechscope.models.wiring import wiring_of
 from mechscope.vocabulary.errors import InterventionMismatch, PairLengthMismatch, PointUnavailable, ShapeError
 from tiny_models import VOCABULARY
@@ -198,6 +204,36 @@ def test_all_edges_are_the_clean_run_and_none_the_corrupt_run(name):
     assert (found[0] - difference_of(model.logits(clean))).abs().max() < TIGHT
     assert (found[1] - difference_of(model.logits(corrupt))).abs().max() < TIGHT
     assert (found[0] - found[1]).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.02)])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "opt", "gemma2"])
+def test_biases_are_kept_in_half_precision(name, dtype, tolerance):
+    model, (clean, corrupt) = opened(name, dtype), twins()
+    circuit = random_circuits(runs_of(name).wiring.n_edges, 1)[0]
+    for ablation in (Resampled(prompts=corrupt), zero(model)):
+        runs = EdgeRuns(model, clean, metric=METRIC, ablation=ablation)
+        found = runs.measure([runs.every, circuit])
+        exact = EdgeRuns(
+            opened(name),
+            clean,
+            metric=METRIC,
+            ablation=ablation if ablation.how == "resample" else zero(opened(name)),
+        )
+        assert (found - exact.measure([exact.every, circuit])).abs().max() < tolerance
+
+
+def test_a_small_bias_is_no_rounding():
+    model = wrap(deepcopy(opened("qwen2", torch.float32).hf), check=False)
+    for layer in model.hf.model.layers:
+        for name in ("q_proj", "k_proj", "v_proj"):
+            bias = getattr(layer.self_attn, name).bias
+            bias.data = 2e-4 * torch.sign(bias.data)
+    frame = Frame.of(rows())
+    parts = [LayerParts(model.binding, layer) for layer in range(model.n_layers)]
+    with model.ready():
+        run = record_run(model.binding, parts, frame=frame)
+    assert all(abs(float(one.abs().median()) - 2e-4) < 2e-5 for one in run.constants)
 
 
 @pytest.mark.parametrize("how", ["mean", "zero"])

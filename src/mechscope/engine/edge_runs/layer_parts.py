@@ -55,6 +55,19 @@ class LayerParts:
         return torch.cat([weights[name, self.index].detach() for name in ("W_Q", "W_K", "W_V")]).contiguous()
 
     @cached_property
+    def has_bias(self) -> Tensor:
+        """Readers whose projection has a bias that is not zero, [reader] truth values."""
+        weights, anatomy = Weights(self.binding), self.binding.anatomy.attention
+        counts = {"Q": anatomy.n_heads, "K": anatomy.n_kv_heads, "V": anatomy.n_kv_heads}
+        found = [
+            weights[f"b_{which}", self.index].detach().ne(0).any(-1)
+            if weights.has(f"b_{which}", self.index)
+            else self.projection.new_zeros(n, dtype=torch.bool)
+            for which, n in counts.items()
+        ]
+        return torch.cat(found)
+
+    @cached_property
     def output(self) -> Tensor:
         """Output projection, [head, d_head, d_model], times the family's factor on what attention adds."""
         matrix = Weights(self.binding)["W_O", self.index].detach()

@@ -107,9 +107,12 @@ def _beside_the_matrix(read: Tensor, projected: Tensor, part: LayerParts) -> Ten
     linear = torch.matmul(read, part.projection)
     constants = projected - linear
     # Rounding must not stand in for a bias that is not there: a post-norm would blow it up where all else is zero.
-    noise = 1e4 * torch.finfo(linear.dtype).eps * linear.abs().amax((1, 2), keepdim=True)
+    # In half precision single roundings are large already, and sums are made in single precision.
+    precision = torch.finfo(linear.dtype).eps
+    n_roundings = 1e4 if precision < 1e-6 else 8
+    noise = n_roundings * precision * linear.abs().amax((1, 2), keepdim=True)
     is_noise = constants.abs().amax((1, 2), keepdim=True) < noise
-    return constants.masked_fill(is_noise, 0.0)
+    return constants.masked_fill(is_noise & ~part.has_bias[:, None, None], 0.0)
 
 
 def _recorder(arguments: list[Arguments]) -> Callable[..., None]:

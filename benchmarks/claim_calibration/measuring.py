@@ -159,7 +159,7 @@ def prompts_of(source: Source, split: str, *, most: int = 0) -> Prompts:
     """A split's labels and what the untouched model answers."""
     bench, behavior = bench_for(opened(source.model), split, most), behavior_of(source)
     held_out = bench.open_split(behavior, fresh_seed=None)
-    part = bench.part(behavior)
+    part = bench.prompts.tested(behavior)
     return Prompts(
         held_out.clean, held_out.corrupt, tuple(part.entities), tuple(part.templates), held_out.data_hash
     )
@@ -169,20 +169,7 @@ def bench_for(model: Any, split: str, most: int = 0) -> Any:
     """A claim's bench that reads another split (or some of it) where a test reads the held-out one."""
     from mechscope.claims.bench import EngineBench
 
-    class SplitBench(EngineBench):
-        def part(self, behavior: Any) -> Any:
-            """The prompts that it reads."""
-            whole = self._live(behavior).splits[split]
-            return whole.select(range(min(most, len(whole)))) if most else whole
-
-        def _split(self, behavior: Any, fresh_seed: int | None) -> Any:
-            del fresh_seed
-            key = (behavior.name, None)
-            if key not in self._splits:
-                self._splits[key] = self.part(behavior)
-            return self._splits[key]
-
-    return SplitBench(model)
+    return EngineBench(model, split=split, most=most)
 
 
 def probe_of(kind: str) -> Any:

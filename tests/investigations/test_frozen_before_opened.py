@@ -8,6 +8,7 @@ import mechscope as ms
 from mechscope.behaviors.behavior import Behavior
 from mechscope.claims.bench import EngineBench
 from mechscope.investigations.investigate import investigate
+from mechscope.investigations.prediction_sizes import size_predictions
 
 
 @pytest.fixture
@@ -33,6 +34,17 @@ def test_a_behaviour_that_is_absent_leaves_its_held_out_prompts_unread(events: l
     )
     assert investigate(model, swapped).record is None
     assert "held out" not in events and "frozen" not in events
+
+
+def test_sizes_are_set_without_a_look_at_held_out_prompts(events: list[str]) -> None:
+    model = ms.load("induction")
+    behavior = ms.behaviors.load("induction", model, n=60)
+    heads = ms.Components(heads=((0, 5), (1, 3)))
+    sized = size_predictions(model, behavior, mechanism=heads, others=(behavior,))
+    assert sized.predictions and "measured" in events
+    assert "held out" not in events
+    EngineBench(model).open_split(behavior, fresh_seed=None)
+    assert "held out" in events, "a bench of the held-out split is seen here"
 
 
 @pytest.mark.slow

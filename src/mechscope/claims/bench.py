@@ -54,6 +54,8 @@ class EngineBench:
     Args:
         model: An open model.
         behaviors: Behaviours that the claim or its predictions recorded, with their prompts.
+        split: Which split is measured: "validation" where sizes are set, before anything held out is read.
+        most: So many of its prompts at most; 0 for all.
         progress: Told what is being measured, with rows done and rows in all.
     """
 
@@ -62,11 +64,13 @@ class EngineBench:
         model: Model,
         behaviors: Mapping[str, Any] | Sequence[Any] = (),
         *,
+        split: str = "held_out",
+        most: int = 0,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self._model = model
-        self._prompts = ClaimPrompts(model, behaviors)
-        self._writes = PredictedWrites(model, self._prompts)
+        self.prompts = ClaimPrompts(model, behaviors, split=split, most=most)
+        self._writes = PredictedWrites(model, self.prompts)
         self._progress = progress
         self._opened: list[tuple[HeldOut, PairedSplit]] = []
         self._measured: dict[tuple[Hashable, ...], np.ndarray] = {}
@@ -100,11 +104,11 @@ class EngineBench:
 
     def data_hash(self, behavior: Any, *, fresh_seed: int | None) -> str:
         """Hash of the prompts that would be read; no model is run."""
-        return self._prompts.held_out(behavior, fresh_seed=fresh_seed).data_hash
+        return self.prompts.tested(behavior, fresh_seed=fresh_seed).data_hash
 
     def open_split(self, behavior: Any, *, fresh_seed: int | None) -> HeldOut:
         """Read the held-out prompts and measure them without intervention."""
-        split = self._prompts.held_out(behavior, fresh_seed=fresh_seed)
+        split = self.prompts.tested(behavior, fresh_seed=fresh_seed)
         clean, corrupt = self._untouched(split)
         held_out = HeldOut(
             data_hash=split.data_hash,
@@ -148,7 +152,7 @@ class EngineBench:
         return check_circuit(
             self._model,
             circuit,
-            search=self._prompts.train(behavior),
+            search=self.prompts.train(behavior),
             test=self._behind(held_out),  # pyright: ignore[reportArgumentType] - the splits of live behaviours
             settings=settings,
             progress=self._progress,
@@ -230,7 +234,7 @@ class EngineBench:
         self, mechanism: Any, behavior: Any, *, family: str, n_draws: int, seed: int
     ) -> DrawnControls:
         """Members of a control family; see `control_families`. Every prediction is held against the same."""
-        reference = self._prompts.reference(behavior)
+        reference = self.prompts.reference(behavior)
         if isinstance(mechanism, Parts) and family in families_for(mechanism):
             members, n_members = draw_parts(
                 self._model, mechanism, family=family, train=reference, n_draws=n_draws, seed=seed
@@ -260,8 +264,8 @@ class EngineBench:
 
     def _site_controls(self, mechanism: Sites, behavior: Any) -> SiteControls:
         """Which positions there are is read off the prompts; no model sees a held-out one."""
-        held_out = self._prompts.held_out(behavior, fresh_seed=None).clean
-        return SiteControls(self._model, mechanism, [self._prompts.reference(behavior).clean, held_out])
+        held_out = self.prompts.tested(behavior).clean
+        return SiteControls(self._model, mechanism, [self.prompts.reference(behavior).clean, held_out])
 
     def _told(self, what: str) -> Callable[[int, int], None] | None:
         tell = self._progress

@@ -41,10 +41,19 @@ class ClaimPrompts:
     Args:
         model: An open model, whose tokenizer reads a recipe that has to be followed again.
         behaviors: Behaviours that the claim or its predictions recorded, with their prompts.
+        split: Which split is tested: "validation" where sizes are set that held-out prompts may contradict.
+        most: So many of its prompts at most; 0 for all.
     """
 
-    def __init__(self, model: Model, behaviors: Mapping[str, Any] | Sequence[Any] = ()) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: Model,
+        behaviors: Mapping[str, Any] | Sequence[Any] = (),
+        *,
+        split: str = "held_out",
+        most: int = 0,
+    ) -> None:
+        self._model, self._split, self._most = model, split, most
         given = behaviors.values() if isinstance(behaviors, Mapping) else behaviors
         self._behaviors = {identity(behavior): behavior for behavior in given}
         self._given = {behavior.name for behavior in given}
@@ -64,8 +73,8 @@ class ClaimPrompts:
             self._behaviors[which] = rebuild_behavior(behavior.recipe(), self._model)
         return self._behaviors[which]
 
-    def held_out(self, behavior: Any, *, fresh_seed: int | None) -> PairedSplit:
-        """The held-out prompts, or the ones that `fresh_seed` draws; the same object every time.
+    def tested(self, behavior: Any, *, fresh_seed: int | None = None) -> PairedSplit:
+        """The prompts that are tested, or the ones that `fresh_seed` draws; the same object every time.
 
         Raises:
             BadClaim: As for `live`.
@@ -74,7 +83,9 @@ class ClaimPrompts:
         key = (identity(behavior), fresh_seed)
         if key not in self._splits:
             live = self.live(behavior)
-            split = live.held_out if fresh_seed is None else live.redraw(fresh_seed).held_out
+            split = getattr(live if fresh_seed is None else live.redraw(fresh_seed), self._split)
+            if self._most:
+                split = split.select(range(min(self._most, len(split))))
             if isinstance(split.metric, GeneratedText):
                 refuse_unless_writable(self._model, split, split.metric)
             self._splits[key] = split

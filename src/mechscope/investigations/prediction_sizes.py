@@ -45,14 +45,6 @@ class Sized:
     left_out: tuple[str, ...]
 
 
-class ValidationBench(EngineBench):
-    """A bench that reads the validation split where a test reads the held-out one."""
-
-    def _split(self, behavior: Any, fresh_seed: int | None) -> Any:
-        del fresh_seed
-        return self._live(behavior).validation
-
-
 def size_predictions(
     model: Model,
     behavior: Any,
@@ -71,7 +63,7 @@ def size_predictions(
         others: Behaviours that it might spare; the one least changed on validation is predicted.
         seed: Of the resamples.
     """
-    bench = ValidationBench(model, {other.name: other for other in others})
+    bench = EngineBench(model, {other.name: other for other in others}, split="validation")
     split = bench.open_split(behavior, fresh_seed=None)
     predictions: list[Prediction] = []
     left_out: list[str] = []

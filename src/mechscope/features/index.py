@@ -7,19 +7,17 @@ their checksums when they are first read. One process writes into a folder at a 
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechscope.features.examples import groups_of
+from mechscope.features.describing import DENSE, By, neighbors_of, page_of
 from mechscope.features.labels import LABELS, Label, Labels
 from mechscope.features.manifest import open_manifest, refuse_unless_intact
-from mechscope.features.page import Activity, FeaturePage, Related
+from mechscope.features.page import FeaturePage, Related
 from mechscope.features.parts import Entries, EntryReader, TokenReader
-from mechscope.features.statistics import LOWEST_OCTAVE, Statistics, bin_edges
-from mechscope.figures.labelled import LabelledArray
+from mechscope.features.statistics import Statistics
 from mechscope.records.files import open_json, open_tensors
-from mechscope.records.seeds import generator_for
 from mechscope.vocabulary.errors import BadFile, DictionaryMismatch, PositionOutOfRange
 
 if TYPE_CHECKING:
@@ -27,14 +25,6 @@ if TYPE_CHECKING:
     from mechscope.dictionaries.dictionary import Dictionary
     from mechscope.features.searching import SearchResult
     from mechscope.models.model import Model
-
-DENSE = 0.1
-"""A latent that fires at a larger fraction of tokens is called dense."""
-
-MOST_FIRINGS = 4096
-"""Firings of a latent at which co-activation is counted; of more, so many are drawn."""
-
-By = Literal["decoder", "encoder", "behavior"]
 
 
 class FeatureIndex:
@@ -109,41 +99,11 @@ class FeatureIndex:
 
     def page(self, latent: int) -> FeaturePage:
         """Everything about one latent; see `index[latent]`."""
-        latent = self.known(latent)
-        entries = self.entries(latent)
-        behavior, together = self._behavior(latent, entries)
-        effects = [self._effects(latent, side) for side in ("top", "bottom")]
-        return FeaturePage(
-            latent=latent,
-            source=self.source,
-            activity=self._activity(latent, entries),
-            groups=groups_of(entries, self.tokens, self.strings, latent=latent),
-            promoted=effects[0],
-            suppressed=effects[1],
-            neighbors={
-                "decoder": self.neighbors(latent),
-                "encoder": self.neighbors(latent, by="encoder"),
-                "behavior": behavior,
-            },
-            together=together,
-            label=self.labels.get(latent),
-            conventions={
-                "logit effects": "direct path, per unit of activation",
-                "final norm": f"held at its median scale {self.manifest.origin.norm_scale:.4g}",
-                "special tokens": "left out",
-                "interval of the density": "95%, over rows of the text",
-            },
-        )
+        return page_of(self, self.known(latent))
 
     def neighbors(self, latent: int, *, by: By = "decoder", k: int = 10) -> tuple[Related, ...]:
         """The nearest latents: by cosine of decoder rows or encoder columns, or by firing at the same tokens."""
-        latent = self.known(latent)
-        if by == "behavior":
-            return self._behavior(latent, self.entries(latent))[0][:k]
-        if f"{by}/latents" not in self._relations:
-            return ()
-        latents, cosines = (self._relations[f"{by}/{name}"][latent][:k] for name in ("latents", "cosines"))
-        return tuple(self._related(int(i), float(v)) for i, v in zip(latents, cosines, strict=True))
+        return neighbors_of(self, self.known(latent), by=by, k=k)
 
     def dead(self) -> list[int]:
         """Latents that never fired."""
@@ -289,7 +249,8 @@ class FeatureIndex:
         return [str(text) for text in found] if isinstance(found, list) else []
 
     @cached_property
-    def _relations(self) -> dict[str, np.ndarray]:
+    def relations(self) -> dict[str, np.ndarray]:
+        """Neighbours by decoder and encoder, and logit effects; empty if none were found."""
         if self.manifest.relations is None:
             return {}
         refuse_unless_intact(self.folder, self.manifest.relations)
@@ -309,79 +270,6 @@ class FeatureIndex:
                 instead=f"0 to {self.n_latents - 1}",
             )
         return int(latent)
-
-    def _related(self, latent: int, value: float) -> Related:
-        label = self.labels.get(latent)
-        return Related(latent, value, label.text if label else "")
-
-    def _activity(self, latent: int, entries: Entries) -> Activity:
-        from mechscope.features.rates import density_interval
-
-        found, (low, high) = self.statistics, density_interval(self, entries)
-        fires, n = int(found.fires[latent]), self.n_tokens
-        flag = "dead" if not fires else "dense" if fires > DENSE * n else ""
-        return Activity(
-            fires=fires,
-            n_tokens=n,
-            density_low=low,
-            density_high=high,
-            mean=float(found.mean[latent]),
-            largest=float(found.largest[latent]),
-            smallest=float(found.smallest[latent]),
-            flag=flag,
-            histogram=_histogram(found.histogram[latent]),
-        )
-
-    def _effects(self, latent: int, side: str) -> LabelledArray | None:
-        if f"{side}/tokens" not in self._relations:
-            return None
-        ids, logits = (self._relations[f"{side}/{name}"][latent] for name in ("tokens", "logits"))
-        return LabelledArray(
-            logits,
-            ("token",),
-            coords={"token": [int(i) for i in ids]},
-            texts={"token": [self.strings[i] for i in ids]},
-            unit="logits per unit of activation",
-            title="raises" if side == "top" else "lowers",
-        )
-
-    def _behavior(
-        self, latent: int, entries: Entries, n: int = 10
-    ) -> tuple[tuple[Related, ...], tuple[Related, ...]]:
-        """Latents by correlation of firing, and by the share of this latent's firings at which they fire too."""
-        if not len(entries):
-            return (), ()
-        tokens = entries.token
-        if len(tokens) > MOST_FIRINGS:
-            drawn = generator_for(latent, "co-activation").choice(len(tokens), MOST_FIRINGS, replace=False)
-            tokens = tokens[np.sort(drawn)]
-        share = np.bincount(self.tokens.latents_at(tokens), minlength=self.n_latents) / len(tokens)
-        density = self.statistics.density
-        own = density[latent]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            spread = np.sqrt(own * (1 - own) * density * (1 - density))
-            correlation = np.where(spread > 0, own * (share - density) / spread, 0.0)
-        share[latent] = correlation[latent] = -1
-        nearest, often = (np.argsort(-one, kind="stable")[:n] for one in (correlation, share))
-        return (
-            tuple(self._related(int(i), float(correlation[i])) for i in nearest if correlation[i] > 0),
-            tuple(self._related(int(i), float(share[i])) for i in often if share[i] > 0),
-        )
-
-
-def _histogram(counts: np.ndarray) -> LabelledArray:
-    """The bins between the first and the last that hold something."""
-    filled = np.flatnonzero(counts)
-    low, high = (int(filled[0]), int(filled[-1])) if len(filled) else (0, 0)
-    edges = bin_edges()[low : high + 1]
-    return LabelledArray(
-        counts[low : high + 1],
-        ("size",),
-        coords={"size": [float(f"{edge:.6g}") for edge in edges]},
-        unit="tokens",
-        title="activations",
-        conventions={"bins": f"lower edges, four to the octave, from 2^{LOWEST_OCTAVE}"},
-    )
 
 
 def open_index(place: str | Path, *, labels: str | Path | None = None) -> FeatureIndex:

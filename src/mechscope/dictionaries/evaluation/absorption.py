@@ -181,6 +181,14 @@ def _f1(says: np.ndarray, truth: np.ndarray) -> float:
     return 2 * right / max(1.0, float(says.sum() + truth.sum()))
 
 
+def _written_along(
+    codes: np.ndarray, rows: np.ndarray, direction: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each latent writes along a direction at each token, and the cosine of its decoder row with it."""
+    along = rows @ direction
+    return codes * along, along / np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
+
+
 def _absorbers(
     codes: np.ndarray,
     rows: np.ndarray,
@@ -192,9 +200,7 @@ def _absorbers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether main latents are silent at each token, and which latent absorbed there (-1 for none)."""
     silent = np.asarray(~(codes[:, list(main)] > 0).any(axis=1))
-    along = rows @ direction
-    cosines = along / np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
-    written = codes * along
+    written, cosines = _written_along(codes, rows, direction)
     others = written.copy()
     others[:, list(main)] = -np.inf
     others[:, cosines < settings.least_cosine] = -np.inf
@@ -217,9 +223,7 @@ def fractions(
 
     0 where the main latents write enough, or the others too little of what is needed.
     """
-    along = rows @ direction
-    cosines = along / np.maximum(np.linalg.norm(rows, axis=1), 1e-12)
-    written = codes * along
+    written, cosines = _written_along(codes, rows, direction)
     by_main = written[:, list(main)].sum(1)
     others = np.where(cosines >= settings.least_cosine_of_absorbers, written, 0).clip(min=0)
     others[:, list(main)] = 0

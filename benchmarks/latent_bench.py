@@ -24,6 +24,7 @@ from mechscope.claims.bench import EngineBench
 from mechscope.claims.evidence import Evidence
 from mechscope.claims.predictions import Prediction
 from mechscope.claims.testing import DrawnControls
+from mechscope.claims.verdict import PredictionResult
 from mechscope.data.intervals import Resamples, ratio_bootstrap
 from mechscope.engine.execute import run_experiments
 from mechscope.engine.experiment import Experiment
@@ -224,3 +225,16 @@ def _behavior(pairs: dict[str, list[Pair]], model: Model, name: str) -> Any:
         path = Path(folder) / f"{name}.jsonl"
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
         return from_pairs(path, model, name=name, metric="logit_difference")
+
+
+def effect_row(result: PredictionResult) -> dict[str, Any]:
+    """What a prediction's result says in a line: the effect with its interval, and its controls."""
+    effect, controls = result.effect, result.controls
+    return {
+        "effect": None if effect is None else round(effect.value, 3),
+        "low": None if effect is None else round(effect.interval.low, 3),
+        "high": None if effect is None else round(effect.interval.high, 3),
+        "controls_p": None if controls is None or controls.p is None else round(controls.p, 4),
+        "controls": None if controls is None else controls.n_drawn,
+        "controls_95": None if controls is None else round(controls.quantile, 3),
+    }

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.known_latents import Side, read_side, scored
 from benchmarks.known_prompts import Concept
-from benchmarks.latent_bench import OTHERS, LatentBench, Prepared, effects, prepare, sized
+from benchmarks.latent_bench import OTHERS, LatentBench, Prepared, effect_row, effects, prepare, sized
 from benchmarks.latent_holds import ENOUGH, SIZES, choose_held, effects_of_nothing, measure_holds
 from mechscope.attribution.latents import attribute_latents
 from mechscope.claims.claim import Claim
@@ -88,19 +88,13 @@ def _exchanged(
     )
     record = test_claim(claim, LatentBench(model, prepared.share))
     for result in record.verdict.predictions:
-        effect, controls = result.effect, result.controls
         yield {
             "concept": concept.name,
             "part": f"claim: {result.prediction.kind}",
             "site": mechanism.site,
             "latents": list(mechanism.latents),
             "predicted": result.prediction.bound,
-            "effect": None if effect is None else round(effect.value, 3),
-            "low": None if effect is None else round(effect.interval.low, 3),
-            "high": None if effect is None else round(effect.interval.high, 3),
-            "controls_p": None if controls is None or controls.p is None else round(controls.p, 4),
-            "controls": None if controls is None else controls.n_drawn,
-            "controls_95": None if controls is None else round(controls.quantile, 3),
+            **effect_row(result),
             "train": round(falls if result.prediction.kind == "lowers" else returns, 3),
             "outcome": result.outcome,
             "verdict": record.verdict.outcome,

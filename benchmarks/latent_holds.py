@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.known_prompts import Concept
-from benchmarks.latent_bench import OTHERS, LatentBench, Prepared, effects, sized
+from benchmarks.latent_bench import OTHERS, LatentBench, Prepared, effect_row, effects, sized
 from mechscope.claims.claim import Claim
 from mechscope.claims.predictions import lowers
 from mechscope.claims.testing import test_claim
@@ -168,16 +168,10 @@ def _line(
     bench = LatentBench(model, prepared.share, usual=usual)
     record = test_claim(claim, bench)
     result = record.verdict.predictions[0]
-    effect, controls = result.effect, result.controls
     return {
         **base,
         "predicted": prediction.bound,
-        "effect": None if effect is None else round(effect.value, 3),
-        "low": None if effect is None else round(effect.interval.low, 3),
-        "high": None if effect is None else round(effect.interval.high, 3),
-        "controls_p": None if controls is None or controls.p is None else round(controls.p, 4),
-        "controls": None if controls is None else controls.n_drawn,
-        "controls_95": None if controls is None else round(controls.quantile, 3),
+        **effect_row(result),
         **_turned(model, bench, claim, behavior),
         "outcome": result.outcome,
         "verdict": record.verdict.outcome,

@@ -39,6 +39,12 @@ CASES = [
     (lambda: ms.patch("z.1", [1.0, 2.0]), InterventionMismatch, ("a tensor or a run", "list")),
     (lambda: ms.scale("z.1", 2.0, positions=torch.tensor([1])), InterventionMismatch, ("list of indices",)),
     (lambda: ms.scale("z.1", 2.0, heads=True), InterventionMismatch, ("list of indices",)),
+    (lambda: ms.scale("z.1", 2.0, heads=[True, False]), InterventionMismatch, ("a mask's",)),
+    (lambda: ms.scale("z.1", 2.0, positions=[True, False, True]), InterventionMismatch, ("a mask's",)),
+    (lambda: ms.scale("z.1", 2.0, positions=[[True], [False]]), InterventionMismatch, ("a mask's",)),
+    (lambda: ms.scale("z.1", 2.0, positions=[1.9]), InterventionMismatch, ("no whole number",)),
+    (lambda: ms.scale("z.1", 2.0, positions=[[0], 1]), InterventionMismatch, ("list of indices",)),
+    (lambda: ms.scale("z.1", 2.0).only(units=[0.5]), InterventionMismatch, ("no whole number",)),
 ]
 
 
@@ -80,6 +86,28 @@ def test_the_refused_selections_fit_where_they_exist() -> None:
         ms.scale("z.1", 2.0).only(rows=[1]),
     ):
         model.run(prompts(), interventions=[write])
+
+
+@pytest.mark.parametrize("positions", [-6, [[0], [-6]], slice(-20, -8), 8, slice(11, None)])
+def test_positions_that_no_generated_token_can_have_are_refused_while_generating(positions: object) -> None:
+    model, write = model_of("gpt2"), ms.scale("z.1", 2.0, positions=positions)
+    with pytest.raises(PositionOutOfRange, match="z.1"):
+        model.generate(prompts(), interventions=[write], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("positions", [-5, 7, [[10], [7]], slice(10, None), slice(-3, None)])
+def test_positions_that_will_be_generated_are_taken(positions: object) -> None:
+    write = ms.scale("z.1", 2.0, positions=positions)
+    model_of("gpt2").generate(prompts(), interventions=[write], max_new_tokens=3)
+
+
+@pytest.mark.parametrize(
+    ("at", "instead"), [("head_out.1", "z.1"), ("ln1_scale.1", "ln1.1"), ("ln_final_scale", "ln_final")]
+)
+def test_gradients_at_derived_points_are_refused_and_not_zero(at: str, instead: str) -> None:
+    with pytest.raises(PointUnavailable, match="no gradient") as refused:
+        model_of("gpt2").gradients(prompts(), of=lambda logits: logits[:, -1, 3].sum(), at=["z.1", at])
+    assert instead in str(refused.value)
 
 
 def test_a_pattern_that_names_derived_points_among_others_writes_the_others() -> None:

@@ -81,11 +81,11 @@ class Intervention:
             units: Indices on the last axis.
             phase: While generating: "prompt", "generated" or "both".
         """
-        where = self.where
+        where, given = self.where, Where.of(rows=rows, units=units)
         if rows is not None:
-            where = replace(where, rows=tuple(rows))
+            where = replace(where, rows=given.rows)
         if units is not None:
-            where = replace(where, units=tuple(units))
+            where = replace(where, units=given.units)
         return replace(self, where=where if phase is None else replace(where, phase=phase))
 
     @property

@@ -126,33 +126,36 @@ def refuse_unless_inside(where: Where, frame: Frame, site: Site, sizes: dict[str
     Raises:
         PositionOutOfRange: names the site, the index and what exists.
     """
-    shortest = int(frame.n_prompt.min()) + frame.n_room
+    shortest = int(frame.n_prompt.min())
     match where.positions:
         case PerRow(rows):
             if len(rows) != frame.n_rows:
                 raise _outside(site, "rows of positions", len(rows), f"the batch has {frame.n_rows} rows")
-            named = [
-                (index, int(n) + frame.n_room)
-                for row, n in zip(rows, frame.n_prompt, strict=True)
-                for index in row
-            ]
+            named = [(index, int(n)) for row, n in zip(rows, frame.n_prompt, strict=True) for index in row]
         case tuple() as indices:
             named = [(index, shortest) for index in indices]
-        case Span() | Matching() as wanted:
-            columns = torch.arange(frame.ids.shape[1])
-            here = frame.selected(Where(positions=wanted), columns)
+        case Span() as wanted:
+            here = frame.selected(Where(positions=wanted), torch.arange(frame.ids.shape[1] + frame.n_room))
+            if here is not None and not bool(here.any()):
+                raise _outside(site, "position", wanted, "no row of the batch has a token there")
+            named = []
+        case Matching() as wanted:
+            here = frame.selected(Where(positions=wanted), torch.arange(frame.ids.shape[1]))
             if frame.n_room == 0 and here is not None and not bool(here.any()):
                 raise _outside(site, "position", wanted, "no row of the batch has a token there")
             named = []
         case None:
             named = []
     for index, n in named:
-        if not -n <= index < n:
+        if (
+            not -n <= index < n + frame.n_room
+        ):  # what is still to be written has no place counted from the end
             raise _outside(
                 site,
                 "position",
                 index,
-                f"the shortest row has {n} positions" if n == shortest else f"its row has {n}",
+                (f"the shortest row has {n} positions" if n == shortest else f"its row has {n}")
+                + (f" and room for {frame.n_room} more" if frame.n_room else ""),
             )
     axes = site.row.axes
     head_axis = next((axis for axis in ("head", "kv_head") if axis in axes), None)

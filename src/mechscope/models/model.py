@@ -24,7 +24,7 @@ from mechscope.models.identity import Identity
 from mechscope.models.inputs import Inputs, Reader, TokenBatch
 from mechscope.models.limits import refuse_own_predictions
 from mechscope.models.lock import held
-from mechscope.models.preparing import prepare_writes
+from mechscope.models.preparing import differentiable_sites, prepare_writes
 from mechscope.models.run import Run
 from mechscope.models.running import Order, forward
 from mechscope.models.splicing import links_of, writes_of
@@ -344,10 +344,12 @@ class Model:
         Returns:
             By site, a tensor of the site's shape.
 
+        Raises:
+            PointUnavailable: a derived site, which the logits are not computed from.
+
         Cost: one forward and one backward pass.
         """
-        sites = self.binding.select(at, readable=False)
-        sites = [site for site in sites if site.point != "expert_choice"]  # choices have no gradient
+        sites = differentiable_sites(self, at)
         run = self.run(inputs, capture=sites, grad=True)
         with torch.inference_mode(False), torch.enable_grad():
             scalar = of(run.logits)

@@ -111,11 +111,34 @@ def writable_sites(model: "mechscope.models.model.Model", at: str) -> list[Site]
             f'"{row.name}" can be read but not written.',
             got=str(derived[0]),
             because="it is computed from other tensors when it is read; the model forms no such tensor",
-            instead=", ".join(
-                f"{name}.{derived[0].layer}" if derived[0].layer is not None else name for name in row.nearest
-            ),
+            instead=_nearest(derived[0]),
         )
     return [site for site in sites if site.row.is_writable]
+
+
+def differentiable_sites(
+    model: "mechscope.models.model.Model", at: str | Site | Sequence[str | Site]
+) -> list[Site]:
+    """The sites that gradients are asked for; of a pattern those that have one.
+
+    Raises:
+        PointUnavailable: a derived site: it is computed when it is read, so that nothing depends on it and its
+            gradient would read as zero.
+    """
+    sites = model.binding.select(at, readable=False)
+    derived = [site for site in sites if not site.row.is_formed]
+    if derived:
+        raise PointUnavailable(
+            f'There is no gradient at "{derived[0].point}".',
+            got=str(derived[0]),
+            because="it is computed from other tensors when it is read; no logit is computed from it",
+            instead=_nearest(derived[0]),
+        )
+    return [site for site in sites if site.point != "expert_choice"]  # choices have no gradient
+
+
+def _nearest(site: Site) -> str:
+    return ", ".join(f"{name}.{site.layer}" if site.layer is not None else name for name in site.row.nearest)
 
 
 class _Relocated:

@@ -3,6 +3,7 @@
 Positions count the real tokens of each row: padding is not counted, and -1 is each row's last real token.
 """
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -119,14 +120,31 @@ class Where:
 def _ints(value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | list | tuple | range):
-        raise InterventionMismatch(
-            "A selection must be an index or a list of indices.",
-            got=repr(value),
-            instead="an int, a list of ints, or None for all",
-        )
-    indices = (value,) if isinstance(value, int) else cast("Iterable[Any]", value)
-    return tuple(int(index) for index in indices)
+    if not isinstance(value, int | list | tuple | range):
+        raise _no_indices(value)
+    indices = (value,) if isinstance(value, int) else tuple(cast("Iterable[Any]", value))
+    # A mask read as indices would mean the first two places, and 1.9 would mean 1.
+    if any(isinstance(index, bool) for index in indices):
+        raise _no_indices(value)
+    try:
+        return tuple(operator.index(index) for index in indices)
+    except TypeError as error:
+        raise _no_indices(value) from error
+
+
+def _row(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple | range):
+        raise _no_indices(value)
+    return _ints(value) or ()
+
+
+def _no_indices(value: object) -> InterventionMismatch:
+    return InterventionMismatch(
+        "A selection must be an index or a list of indices.",
+        got=repr(value),
+        because="it holds what is no whole number; True and False are a mask's, not indices",
+        instead="an int, a list of ints, or None for all",
+    )
 
 
 def _positions(value: Any) -> Positions | None:
@@ -141,6 +159,6 @@ def _positions(value: Any) -> Positions | None:
         case [str(), *_]:
             return Matching(tuple(value))
         case [list() | tuple(), *_]:
-            return PerRow(tuple(tuple(int(index) for index in row) for row in value))
+            return PerRow(tuple(_row(row) for row in cast("Iterable[Any]", value)))
         case _:
             return _ints(value)

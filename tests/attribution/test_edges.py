@@ -207,3 +207,12 @@ def test_what_cannot_be_answered_is_refused() -> None:
         found.score("a1.3->a0.2.q")
     with pytest.raises(UnknownEdge, match="not the name of an edge"):
         found.score("head 3")
+
+
+def test_scores_of_a_model_in_half_precision_are_in_single() -> None:
+    half, whole = (
+        attribute_edges(opened("gpt2", dtype), random_pairs(opened("gpt2")), method="eap-ig")
+        for dtype in (torch.bfloat16, torch.float64)
+    )
+    assert half.scores.dtype == torch.float32
+    assert float((half.scores - whole.scores).abs().max()) < 0.05 * float(whole.scores.abs().max())

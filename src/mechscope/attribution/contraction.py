@@ -43,7 +43,7 @@ class Offsets:
 def contract(
     writers: Writers, readers: Readers, mask: Tensor, *, sources: tuple[int, int] | None = None
 ) -> Tensor:
-    """Scores of all edges, [batch, edge], over the positions that a mask selects.
+    """Scores of all edges, [batch, edge], over the positions that a mask selects, in single precision at least.
 
     Args:
         writers: Differences.
@@ -55,7 +55,8 @@ def contract(
     """
     wiring, offsets = writers.wiring, Offsets.of(writers.wiring)
     n_rows, width = writers.embed.shape[0], writers.embed.shape[2]
-    out = writers.embed.new_zeros(n_rows, wiring.n_edges)
+    precision = torch.promote_types(writers.embed.dtype, torch.float32)
+    out = writers.embed.new_zeros(n_rows, wiring.n_edges, dtype=precision)
     columns = real_columns(mask)
     size = columns_at_once(len(wiring.writers), n_rows, d_model=width, itemsize=out.element_size())
     for some in columns.split(size):

@@ -166,3 +166,9 @@ def test_plots_and_representations_need_no_model(graph: AttributionGraph) -> Non
     small = graph.prune(0.9)
     assert len(small.plot().data) > 4
     assert "latents" in repr(small) and "data-graph" in small._repr_html_()
+
+
+@pytest.mark.parametrize("targets", [[3, 3], [(3, 3)], [4, (3, 5), (3, 5)]])
+def test_targets_that_say_nothing_new_are_refused(targets: list) -> None:
+    with pytest.raises(InterventionMismatch, match="named once"):
+        attribution_graph(exact_model("gpt2"), dictionaries("gpt2"), prompt(), targets=targets)

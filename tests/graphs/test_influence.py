@@ -9,6 +9,7 @@ from mechscope.graphs.build import attribution_graph
 from mechscope.graphs.graph import AttributionGraph
 from mechscope.graphs.influence import cumulative_share, node_influence, prune, score_graph
 from mechscope.graphs.nodes import KINDS, Nodes
+from mechscope.vocabulary.errors import InterventionMismatch
 
 
 @pytest.fixture(scope="module", params=["gpt2", "gemma2"])
@@ -141,3 +142,9 @@ def test_what_nothing_reads_goes_with_the_edge_that_it_hung_on() -> None:
     left = prune(adjacency, nodes, weights=weights, node_share=1.0, edge_share=0.6)
     # Edges by score: b->logit .75; then .375 three times and the error's .25: 0.6 of 2.125 needs two of the former.
     assert left.adjacency.n_edges in (3, 4) and 2 not in left.kept
+
+
+@pytest.mark.parametrize("shares", [(1.5, 0.9), (-0.1, 0.9), (0.8, float("nan"))])
+def test_shares_that_are_none_are_refused(graph: AttributionGraph, shares: tuple[float, float]) -> None:
+    with pytest.raises(InterventionMismatch, match="keeps shares"):
+        graph.prune(*shares)

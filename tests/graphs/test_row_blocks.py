@@ -164,9 +164,12 @@ def test_a_budget_of_latents_and_a_share_go_together() -> None:
     assert np.abs(reads - part.totals)[rows].max() < 1e-9
 
 
-def test_a_share_of_nothing_is_refused() -> None:
+def test_a_share_of_nothing_is_refused_and_so_are_fewer_latents_than_none() -> None:
     with pytest.raises(InterventionMismatch, match="keeps a share"):
         Budget(row_share=0.0)
+    with pytest.raises(InterventionMismatch, match="a number of latents"):
+        Budget(max_latents=-1)
+    assert not len(graph_of(0).nodes.of("latent"))
 
 
 KEPT = {1.0: (1.0, 17.6, 222), 0.99: (0.63, 12.0, 209), 0.95: (0.34, 7.1, 170), 0.9: (0.20, 4.8, 139)}

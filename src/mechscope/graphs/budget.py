@@ -1,6 +1,7 @@
 """Budget: how much of an attribution graph is computed and kept."""
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from mechscope.vocabulary.errors import InterventionMismatch
 
@@ -26,6 +27,15 @@ class Budget:
                 got=f"row_share={self.row_share}",
                 because="the share is of the sum of absolute effects",
                 instead="0.95, or 1 to keep all",
+            )
+        if self.max_latents is not None and (
+            not isinstance(self.max_latents, Integral) or self.max_latents < 0
+        ):
+            raise InterventionMismatch(
+                "Rows are computed for a number of latents.",
+                got=f"max_latents={self.max_latents!r}",
+                because="the most influential ones are counted",
+                instead="7500, 0 for targets only, or None for all",
             )
 
     @classmethod

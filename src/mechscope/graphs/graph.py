@@ -88,6 +88,9 @@ class AttributionGraph:
         Args:
             node_share: Of the nodes' influence, 0 to 1. Tokens and logits always stay.
             edge_share: Of the remaining edges' scores.
+
+        Raises:
+            InterventionMismatch: shares that are not between 0 and 1.
         """
         found = prune(
             self.adjacency, self.nodes, weights=self.weights, node_share=node_share, edge_share=edge_share

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from mechscope.graphs.adjacency import Adjacency
 from mechscope.graphs.nodes import KINDS, Nodes
 from mechscope.graphs.row_blocks import Block, RowBlock, input_sizes, packed
+from mechscope.vocabulary.errors import InterventionMismatch
 
 SMALLEST_SUM = 1e-10
 """Row sums below it are taken for it, so that a target without sources divides by no zero."""
@@ -89,8 +90,18 @@ def prune(
 
     Tokens and targets always stay. Latents and errors that lead nowhere, and latents that nothing reaches, go.
 
+    Raises:
+        InterventionMismatch: shares that are not between 0 and 1.
+
     Cost: three passes over the entries, and their scores in double precision.
     """
+    if not (0 <= node_share <= 1 and 0 <= edge_share <= 1):
+        raise InterventionMismatch(
+            "Pruning keeps shares of the influence.",
+            got=f"node_share={node_share}, edge_share={edge_share}",
+            because="a share is between 0 and 1",
+            instead="graph.prune(0.8, 0.98)",
+        )
     influence = node_influence(adjacency, weights)
     is_end = np.isin(nodes.kinds, [KINDS.index("token"), KINDS.index("logit")])
     first = np.flatnonzero((influence >= _threshold(influence, node_share)) | is_end)

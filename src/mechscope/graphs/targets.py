@@ -50,7 +50,7 @@ def choose_targets(model: Model, wanted: Any, final: Tensor) -> list[Target]:
     Raises:
         PositionOutOfRange: a token id outside the vocabulary.
         NotOneToken: a word that is none or several.
-        InterventionMismatch: nothing to explain.
+        InterventionMismatch: nothing to explain: no target, one named twice, a token less itself.
     """
     with torch.no_grad():
         logits = head_of(model.binding)(final.to(model.dtype))
@@ -66,7 +66,9 @@ def choose_targets(model: Model, wanted: Any, final: Tensor) -> list[Target]:
             got="no targets",
             instead='targets="Mary", targets=("Mary", "John") for a difference, or None for the likeliest tokens',
         )
-    return [_target(model, item, probabilities) for item in items]
+    found = [_target(model, item, probabilities) for item in items]
+    _refuse_twice(found)
+    return found
 
 
 def target_vectors(model: Model, targets: Sequence[Target], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -93,6 +95,19 @@ def final_site(model: Model) -> Site:
     """Where the final norm's output is read; the last layer's where there is no norm."""
     norm = Site("ln_final")
     return norm if norm in model.binding.formed else Site("resid_post", model.n_layers - 1)
+
+
+def _refuse_twice(found: Sequence[Target]) -> None:
+    pairs = [(one.token, one.foil) for one in found]
+    twice = sorted({one.label for one, pair in zip(found, pairs, strict=True) if pairs.count(pair) > 1})
+    nothing = sorted({one.label for one in found if one.token == one.foil})
+    if twice or nothing:
+        raise InterventionMismatch(
+            "A target is named once, and a contrast is of two tokens that differ.",
+            got=", ".join([*twice, *nothing]),
+            because="a target named twice would count twice, and a token less itself is always 0",
+            instead='targets=["Mary", "John"], or targets=("Mary", "John") for a difference',
+        )
 
 
 def _target(model: Model, item: Any, probabilities: Tensor) -> Target:

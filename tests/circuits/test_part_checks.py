@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from mechscope.behaviors.own import from_tokens
 from mechscope.behaviors.split import Split
 from mechscope.circuits.conventions import Conventions
 from mechscope.circuits.parts.experts import ExpertCircuit, choose_experts
-from mechscope.circuits.parts.latents import LatentCircuit, choose_latents, latent_runs
+from mechscope.circuits.parts.latents import Errors, LatentCircuit, choose_latents, latent_runs
+from mechscope.circuits.statistics import part_worlds
 from mechscope.circuits.statistics.checks import CheckSettings
 from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.circuits.statistics.part_checks import check_parts
 from mechscope.circuits.statistics.significance import TestSettings
+from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.vocabulary.errors import DictionaryMismatch
 from tiny_models import VOCABULARY
 
@@ -142,3 +145,42 @@ def test_few_units_and_other_dictionaries_are_said() -> None:
             check_parts(
                 model, circuit, search=asked(8, 6), test=asked(), dictionaries=dictionaries[:1], settings=FAST
             )
+
+
+@pytest.mark.parametrize(
+    ("errors", "conventions"), [("removed", Conventions(ablation="zero")), ("chosen", Conventions())]
+)
+def test_where_there_is_nothing_to_find_the_search_is_that_of_the_circuit(
+    errors: Errors, conventions: Conventions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, dictionaries = planted_latents()
+    dictionaries = [with_less(one) for one in dictionaries]
+    asked_for = []
+
+    def recorded(*args: Any, **settings: Any) -> LatentCircuit:
+        asked_for.append(settings)
+        return choose_latents(*args, **settings)
+
+    monkeypatch.setattr(part_worlds, "choose_latents", recorded)
+    settings = replace(FAST, n_controls=1, n_parts=4, tests=TestSettings(n_rivals=4, n_inflated=0))
+    with double("opt"):
+        circuit = choose_latents(
+            model,
+            asked(8, 6),
+            dictionaries=dictionaries,
+            n_latents=3,
+            errors=errors,
+            conventions=conventions,
+        )
+        assert (len(circuit) < 3) == (errors == "chosen")
+        check_parts(
+            model, circuit, search=asked(8, 6), test=asked(), dictionaries=dictionaries, settings=settings
+        )
+    assert [one["n_latents"] for one in asked_for] == [3]
+    assert asked_for[0]["conventions"] == conventions and asked_for[0]["errors"] == errors
+
+
+def with_less(dictionary: Dictionary) -> Dictionary:
+    """A dictionary that explains half of what it did, so that errors carry as much."""
+    tensors = dict(dictionary.tensors)
+    return Dictionary(dictionary.settings, tensors | {"W_dec": tensors["W_dec"] / 2})

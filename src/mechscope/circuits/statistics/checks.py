@@ -121,37 +121,67 @@ def check_circuit(
     """
     circuit.refuse_unless_of(model)
     settings = settings or CheckSettings()
-    search, test = settings.cut(search, test)
+    splits = settings.cut(search, test)
+
+    def against_random_ones() -> tuple[list[CircuitTest], dict[str, float]]:
+        found = test_circuit(model, circuit, split=splits[1], settings=settings.tests, progress=progress)
+        return list(found.tests.values()), dict(found.edge_p)
+
+    return checked(
+        splits[1],
+        settings,
+        against_random_ones=against_random_ones,
+        under_stress=lambda: _under_stress(
+            model, circuit, splits=splits, settings=settings, progress=progress
+        ),
+        in_other_worlds=lambda: _controls(
+            model, circuit, splits, find=find or search_of(circuit), settings=settings, tell=progress
+        ),
+    )
+
+
+def checked(
+    test: Split,
+    settings: CheckSettings,
+    *,
+    against_random_ones: Callable[[], tuple[list[CircuitTest], dict[str, float]]],
+    under_stress: Callable[[], list[CircuitTest]],
+    in_other_worlds: Callable[[], tuple[DiscoveryControls | None, list[str]]],
+    part: str | None = None,
+) -> CircuitChecks:
+    """Do each kind of check, of a circuit of edges or of parts; what there is not enough for is left out, and said.
+
+    Args:
+        test: The prompts that all is measured on.
+        settings: What it is held against.
+        against_random_ones: Gives tests, and a p for each edge or part.
+        under_stress: Gives tests.
+        in_other_worlds: Gives controls, and what was left out of them and why.
+        part: What the circuit is made of, where that is not edges.
+    """
     tests: list[CircuitTest] = []
     left_out: list[str] = []
     edge_p: dict[str, float] = {}
+    controls = None
     try:
-        found = test_circuit(model, circuit, split=test, settings=settings.tests, progress=progress)
-        tests, edge_p = list(found.tests.values()), dict(found.edge_p)
+        found, edge_p = against_random_ones()
+        tests += found
     except NotEnoughEvidence as refusal:
         left_out.append(f"tests against random circuits: {why(refusal)}")
     try:
-        tests += _under_stress(model, circuit, splits=(search, test), settings=settings, progress=progress)
+        tests += under_stress()
     except NotEnoughEvidence as refusal:
         left_out.append(f"parts of the complement: {why(refusal)}")
-    controls = None
     if settings.n_controls:
-        find = find or search_of(circuit)
-        controls, reasons = _controls(
-            model, circuit, (search, test), find=find, settings=settings, tell=progress
-        )
+        controls, reasons = in_other_worlds()
         left_out += reasons
+    facts = {"n_pairs": len(test), "n_units": test.n_units} | ({} if part is None else {"part": part})
     return CircuitChecks(
         tests=corrected(tests),
         edge_p=edge_p,
         controls=controls,
         left_out=tuple(left_out),
-        settings={
-            **asdict(settings),
-            **Conventions().to_json(),
-            "n_pairs": len(test),
-            "n_units": test.n_units,
-        },
+        settings=asdict(settings) | Conventions().to_json() | facts,
         data_sha256=test.data_hash,
     )
 

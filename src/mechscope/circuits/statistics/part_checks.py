@@ -5,7 +5,7 @@ random active parts that are added. A part of the rest is removed at random, or 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +18,7 @@ from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.circuits.parts.evaluation import random_parts
 from mechscope.circuits.parts.experts import ExpertCircuit, expert_runs
 from mechscope.circuits.parts.latents import LatentCircuit, latent_runs
-from mechscope.circuits.statistics.checks import CheckSettings, random_parts_test, why, worst_part_test
+from mechscope.circuits.statistics.checks import CheckSettings, checked, random_parts_test, worst_part_test
 from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.circuits.statistics.part_worlds import part_worlds
 from mechscope.circuits.statistics.significance import (
@@ -27,7 +27,7 @@ from mechscope.circuits.statistics.significance import (
     minimality,
     refuse_few_units,
 )
-from mechscope.circuits.statistics.significance_result import CircuitTest, corrected
+from mechscope.circuits.statistics.significance_result import CircuitTest
 from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.engine.kept_parts.run import Kept, KeptRuns
 from mechscope.models.model import Model
@@ -77,35 +77,21 @@ def check_parts(
     settings = settings or CheckSettings()
     search, test = settings.cut(search, test)
     asked = _Asked(model, circuit, tuple(dictionaries), settings, progress)
-    tests: list[CircuitTest] = []
-    left_out: list[str] = []
-    part_p: dict[str, float] = {}
     ready = asked.ready(test)
-    try:
-        found, part_p = _against_random_ones(asked, ready, test)
-        tests += found
-    except NotEnoughEvidence as refusal:
-        left_out.append(f"tests against random circuits: {why(refusal)}")
-    try:
-        tests += _under_stress(asked, ready, search=search, test=test)
-    except NotEnoughEvidence as refusal:
-        left_out.append(f"parts of the complement: {why(refusal)}")
-    controls, reasons = part_worlds(
-        model, circuit, splits=(search, test), dictionaries=dictionaries, settings=settings, progress=progress
-    )
-    return CircuitChecks(
-        tests=corrected(tests),
-        edge_p=part_p,
-        controls=controls,
-        left_out=(*left_out, *reasons),
-        settings={
-            **asdict(settings),
-            **Conventions().to_json(),
-            "part": circuit.part,
-            "n_pairs": len(test),
-            "n_units": test.n_units,
-        },
-        data_sha256=test.data_hash,
+    return checked(
+        test,
+        settings,
+        against_random_ones=lambda: _against_random_ones(asked, ready, test),
+        under_stress=lambda: _under_stress(asked, ready, search=search, test=test),
+        in_other_worlds=lambda: part_worlds(
+            model,
+            circuit,
+            splits=(search, test),
+            dictionaries=dictionaries,
+            settings=settings,
+            progress=progress,
+        ),
+        part=circuit.part,
     )
 
 

@@ -55,8 +55,6 @@ def part_worlds(
 
     Cost: one search and one evaluation of six circuits for each draw.
     """
-    if not settings.n_controls:
-        return None, []
     if "method" not in circuit.settings:
         return None, ["the search where there is nothing to find: the circuit does not say how it was found"]
     worlds, left_out = worlds_of(splits)
@@ -129,18 +127,32 @@ class _Look:
 
     def _find(self, model: Model, split: Split) -> PartCircuit:
         asked, own = self.circuit.settings, self.circuit
+        conventions = Conventions(ablation=asked["ablation"], direction=asked["direction"])
         if isinstance(own, ExpertCircuit):
             return choose_experts(
-                model, split, n_experts=len(own), routing=own.routing, method=asked["method"]
+                model,
+                split,
+                n_experts=len(own),
+                routing=own.routing,
+                method=asked["method"],
+                conventions=conventions,
             )
         return choose_latents(
             model,
             split,
             dictionaries=self.dictionaries,
-            n_latents=len(own),
+            n_latents=self._n_chosen,
             errors=asked["errors"],
             method=asked["method"],
+            conventions=conventions,
         )
+
+    @property
+    def _n_chosen(self) -> int:
+        """Parts that the search was free to choose: errors that are ranked with latents count."""
+        own = self.circuit
+        is_chosen = own.settings.get("errors") == "chosen"
+        return sum(int(which.sum()) for which in own.kept.values()) if is_chosen else len(own)
 
     def _runs(self, model: Model, split: Split) -> KeptRuns:
         if isinstance(self.circuit, ExpertCircuit):
@@ -152,4 +164,4 @@ class _Look:
         if found is None or found.scores is None:
             return []
         assert isinstance(found, LatentCircuit | ExpertCircuit)
-        return [found.resized(max(1, round(size * len(self.circuit)))) for size in SIZES]
+        return [found.resized(max(1, round(size * self._n_chosen))) for size in SIZES]

@@ -15,6 +15,7 @@ from family_cases import opened
 from mechscope.attribution.edge_scores import EdgeScores
 from mechscope.attribution.edges import METHODS, attribute_edges
 from mechscope.attribution.linearization import relp
+from mechscope.attribution.nodes import attribute
 from mechscope.attribution.settings import EdgeSettings
 from mechscope.engine.edge_runs.ablations import Resampled
 from mechscope.engine.edge_runs.run import EdgeRuns
@@ -22,7 +23,13 @@ from mechscope.interventions.intervention import Value
 from mechscope.interventions.metrics import KL, Accuracy, LogitDifference
 from mechscope.models.opening import wrap
 from mechscope.specimens.induction import truth
-from mechscope.vocabulary.errors import BadPairs, InterventionMismatch, NoGradient, UnknownEdge
+from mechscope.vocabulary.errors import (
+    BadPairs,
+    InterventionMismatch,
+    NoGradient,
+    PositionOutOfRange,
+    UnknownEdge,
+)
 from patching.drawn_pairs import DrawnPairs, induction_pairs, random_pairs, specimen
 
 
@@ -127,6 +134,15 @@ def test_places_add_up_to_all_positions_and_can_be_named() -> None:
     torch.testing.assert_close(each.by_place.sum(0), whole.scores, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(each.by_place[:4].sum(0), named.by_place[0], rtol=1e-8, atol=1e-8)
     assert not bool(each.by_place[0].any())  # the twins agree up to position 1
+
+
+@pytest.mark.parametrize("positions", [[0, 40], -20, 5, []])
+def test_positions_that_prompts_do_not_have_are_refused(positions: Any) -> None:
+    pairs = random_pairs(opened("gpt2"), lengths=(7, 5), differ_at=(1, 3))
+    with pytest.raises(PositionOutOfRange, match=r"no (such )?position"):
+        attribute_edges(opened("gpt2"), pairs, positions={"there": positions})
+    with pytest.raises(PositionOutOfRange, match=r"no (such )?position"):
+        attribute(opened("gpt2"), pairs, site="z", positions=positions)
 
 
 @pytest.mark.slow

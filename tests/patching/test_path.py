@@ -20,7 +20,7 @@ from mechscope.patching.path import path_patch
 from mechscope.patching.path_settings import PRESETS, PathConvention, direct_edge
 from mechscope.specimens.compiled import truth_of
 from mechscope.vocabulary.edges import Edge, Node
-from mechscope.vocabulary.errors import InterventionMismatch, UnknownEdge
+from mechscope.vocabulary.errors import InterventionMismatch, PositionOutOfRange, UnknownEdge
 from patching.drawn_pairs import DrawnPairs, induction_pairs, random_pairs, specimen
 
 FAMILIES = ("gpt2", "llama", "gemma2", "gpt_neox")
@@ -376,6 +376,23 @@ def test_a_result_is_saved_and_read_again(tmp_path):
 def test_nodes_that_the_model_does_not_have_are_refused(receiver, sender):
     with pytest.raises(UnknownEdge):
         path_patch(opened("gpt2"), pairs_for("gpt2"), senders=[sender], receivers=[receiver])
+
+
+def test_positions_that_no_prompt_has_and_paths_from_nowhere_are_refused():
+    ask = {"senders": ["a0.1"], "receivers": ["logits"]}
+    for positions in (6, [0, 40], -20):
+        with pytest.raises(PositionOutOfRange, match="no such position"):
+            path_patch(opened("gpt2"), pairs_for("gpt2"), positions=positions, **ask)
+    for wrong in ({"senders": []}, {"receivers": []}):
+        with pytest.raises(UnknownEdge, match="from a sender to a receiver"):
+            path_patch(opened("gpt2"), pairs_for("gpt2"), **ask | wrong)
+
+
+def test_one_name_is_a_list_of_one():
+    model, pairs = opened("gpt2"), pairs_for("gpt2")
+    one = path_patch(model, pairs, senders="a0.1", receivers="logits")
+    listed = path_patch(model, pairs, senders=["a0.1"], receivers=["logits"])
+    assert np.array_equal(one.per_pair.values, listed.per_pair.values)
 
 
 def test_unknown_conventions_are_refused():

@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from mechscope.models.frame import Frame, refuse_positions_outside
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
-from mechscope.vocabulary.errors import InterventionMismatch, ShapeError
+from mechscope.vocabulary.errors import InterventionMismatch, PositionOutOfRange, ShapeError
 from mechscope.vocabulary.where import PerRow, Where
 
 Label = str | int
@@ -50,11 +53,13 @@ def places_of(positions: Any, model: Model, *batches: TokenBatch) -> Places:
 
     Raises:
         ShapeError: "each" with prompts of several lengths.
+        PositionOutOfRange: a selection that names positions that some prompt does not have, or none at all.
     """
     if positions in (None, ALL):
         return Places(selections=(None,))
     if isinstance(positions, Mapping):
         selections = tuple(Where.of(value).positions for value in positions.values())
+        _refuse_outside(dict(zip(positions, selections, strict=True)), batches)
         return Places(selections=selections, labels=tuple(positions), described="named")
     if positions not in (EACH, FROM_END):
         if isinstance(positions, str):
@@ -63,7 +68,9 @@ def places_of(positions: Any, model: Model, *batches: TokenBatch) -> Places:
                 got=repr(positions),
                 instead=f'"{EACH}", "{FROM_END}", "{ALL}", an index, a list, or a mapping of names to them',
             )
-        return Places(selections=(Where.of(positions).positions,), described=str(positions))
+        selection = Where.of(positions).positions
+        _refuse_outside({str(positions): selection}, batches)
+        return Places(selections=(selection,), described=str(positions))
     lengths = sorted({int(n) for batch in batches for n in batch.n_real})
     if positions == EACH and len(lengths) > 1:
         raise ShapeError(
@@ -84,6 +91,21 @@ def places_of(positions: Any, model: Model, *batches: TokenBatch) -> Places:
 def each_position(batches: Sequence[TokenBatch]) -> str:
     """How single positions are named: "each" if all prompts have one length, else "from-end"."""
     return EACH if len({int(n) for batch in batches for n in batch.n_real}) == 1 else FROM_END
+
+
+def _refuse_outside(selections: Mapping[Label, Any], batches: Sequence[TokenBatch]) -> None:
+    for name, selection in selections.items():
+        for batch in batches:
+            frame, where = Frame.of(batch), Where(positions=selection)
+            refuse_positions_outside(where, frame)
+            chosen = frame.selected(where, torch.arange(batch.ids.shape[1]))
+            if chosen is not None and not bool(chosen.any()):
+                raise PositionOutOfRange(
+                    "There is no position to look at.",
+                    got=f"{name!r}, which names no token of any prompt",
+                    because="what is measured nowhere is always 0",
+                    instead="positions=-1, or leave out the name",
+                )
 
 
 def _of_rows(selection: Any, rows: Sequence[int]) -> Any:

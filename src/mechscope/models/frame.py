@@ -126,6 +126,27 @@ def refuse_unless_inside(where: Where, frame: Frame, site: Site, sizes: dict[str
     Raises:
         PositionOutOfRange: names the site, the index and what exists.
     """
+    refuse_positions_outside(where, frame, site)
+    axes = site.row.axes
+    head_axis = next((axis for axis in ("head", "kv_head") if axis in axes), None)
+    for name, axis, indices in (("head", head_axis, where.heads), ("unit", axes[-1], where.units)):
+        if indices is None or axis == "key":
+            continue
+        size = sizes.get(axis or "")
+        if axis is None or (name == "unit" and axis == head_axis):
+            raise _outside(site, name, list(indices), f"the point's axes are {' '.join(axes)}")
+        if size is not None and any(not 0 <= index < size for index in indices):
+            raise _outside(site, name, list(indices), f"there are {size} of them")
+    if where.rows is not None and any(not 0 <= row < frame.n_rows for row in where.rows):
+        raise _outside(site, "row", list(where.rows), f"the batch has {frame.n_rows} rows")
+
+
+def refuse_positions_outside(where: Where, frame: Frame, site: Site | None = None) -> None:
+    """Refuse a selection that names positions that do not exist, at a site or wherever it is used.
+
+    Raises:
+        PositionOutOfRange: names the index and what exists.
+    """
     shortest = int(frame.n_prompt.min())
     match where.positions:
         case PerRow(rows):
@@ -157,23 +178,11 @@ def refuse_unless_inside(where: Where, frame: Frame, site: Site, sizes: dict[str
                 (f"the shortest row has {n} positions" if n == shortest else f"its row has {n}")
                 + (f" and room for {frame.n_room} more" if frame.n_room else ""),
             )
-    axes = site.row.axes
-    head_axis = next((axis for axis in ("head", "kv_head") if axis in axes), None)
-    for name, axis, indices in (("head", head_axis, where.heads), ("unit", axes[-1], where.units)):
-        if indices is None or axis == "key":
-            continue
-        size = sizes.get(axis or "")
-        if axis is None or (name == "unit" and axis == head_axis):
-            raise _outside(site, name, list(indices), f"the point's axes are {' '.join(axes)}")
-        if size is not None and any(not 0 <= index < size for index in indices):
-            raise _outside(site, name, list(indices), f"there are {size} of them")
-    if where.rows is not None and any(not 0 <= row < frame.n_rows for row in where.rows):
-        raise _outside(site, "row", list(where.rows), f"the batch has {frame.n_rows} rows")
 
 
-def _outside(site: Site, what: str, got: object, because: str) -> PositionOutOfRange:
+def _outside(site: Site | None, what: str, got: object, because: str) -> PositionOutOfRange:
     return PositionOutOfRange(
-        f"There is no such {what} at {site}.",
+        f"There is no such {what}." if site is None else f"There is no such {what} at {site}.",
         got=f"{what} {got}",
         because=because,
         instead="positions count real tokens from 0, or from the prompt's end with -1",

@@ -24,7 +24,7 @@ from mechscope.figures.labelled import LabelledArray
 from mechscope.interventions.donor import Donor
 from mechscope.interventions.intervention import Value
 from mechscope.interventions.replace import Patch, patch
-from mechscope.models.frame import Frame
+from mechscope.models.frame import Frame, refuse_positions_outside
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
 from mechscope.models.wiring import wiring_of
@@ -81,7 +81,8 @@ def path_patch(
 
     Raises:
         BadPairs, PairLengthMismatch: prompts that cannot be patched token by token.
-        UnknownEdge: a sender or receiver that the model does not have.
+        UnknownEdge: a sender or receiver that the model does not have; none.
+        PositionOutOfRange: positions that some prompt does not have.
         PointUnavailable: the family's attention is out of reach.
 
     Cost: two runs; for each sender the nodes that are not held; for each pair of sender and receiver one experiment
@@ -94,9 +95,11 @@ def path_patch(
     _refuse_out_of_reach(model)
     _refuse_other_padding(pairs.clean, pairs.corrupt)
     convention, wiring = convention_of(convention), wiring_of(model)
-    nodes = [_sender_of(wiring, name) for name in (wiring.writers if senders is None else senders)]
-    groups = [_group_of(wiring, names) for names in receivers]
+    nodes = [_sender_of(wiring, name) for name in (wiring.writers if senders is None else _listed(senders))]
+    groups = [_group_of(wiring, names) for names in _listed(receivers)]
+    _refuse_nothing(nodes, groups)
     frame = Frame.of(pairs.clean)
+    refuse_positions_outside(Where.of(positions), frame)
     mask = frame.selected(Where.of(positions), frame.last_columns(pairs.clean.shape[1]))
     blocks = _blocks(model, pairs.clean, len(wiring.writers))
     constants = constants_of(model, pairs, convention, blocks)
@@ -254,6 +257,20 @@ def _blocks(model: Model, prompts: TokenBatch, n_writers: int) -> list[Tensor]:
     """Rows of the pairs, cut so that two recorded runs fit into `PATH_BYTES`."""
     per_row = 2 * prompts.shape[1] * n_writers * model.d_model * model.dtype.itemsize
     return list(torch.arange(len(prompts)).split(max(1, PATH_BYTES // per_row)))
+
+
+def _listed(names: Any) -> Sequence[Any]:
+    """Names as they were given; one alone is a list of one."""
+    return [names] if isinstance(names, str | Node) else list(names)
+
+
+def _refuse_nothing(senders: Sequence[Any], receivers: Sequence[Any]) -> None:
+    if not senders or not receivers:
+        raise UnknownEdge(
+            "A path goes from a sender to a receiver.",
+            got=f"{len(senders)} senders, {len(receivers)} receivers",
+            instead='senders=["a0.5"] (None for all), receivers=["a1.11.k"]',
+        )
 
 
 def _sender_of(wiring: Wiring, name: str | Node) -> Node:

@@ -6,7 +6,9 @@ from math import exp, log
 import pytest
 import torch
 
-from mechscope.engine.naive import measure_logits
+from mechscope.engine.execute import run_experiments
+from mechscope.engine.experiment import Experiment
+from mechscope.engine.naive import measure_logits, run_naively
 from mechscope.interventions.intervention import Value
 from mechscope.interventions.metrics import (
     KL,
@@ -21,7 +23,9 @@ from mechscope.interventions.metrics import (
     answer_sets,
     metric_from_json,
 )
-from mechscope.vocabulary.errors import BadFile, NotSerializable, ShapeError
+from mechscope.patching.donors import run_source
+from mechscope.vocabulary.errors import BadFile, NotSerializable, PositionOutOfRange, ShapeError
+from mechscope.vocabulary.sites import Site
 from small_models import model_of, prompts
 
 LOGITS = torch.tensor([[1.0, 3.0, 0.0, 2.0], [0.5, -1.0, 2.5, 2.0]], dtype=torch.float64)
@@ -149,3 +153,36 @@ def test_answers_that_do_not_fit_are_refused() -> None:
 def test_answer_sets_take_ids_and_sets() -> None:
     assert answer_sets([3, 5]) == ((3,), (5,))
     assert answer_sets([[3, 4], [5]]) == ((3, 4), (5,))
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        LogitDifference(answers=((1,), (2,)), wrong=((3,), (4,)), position=-6),
+        LogProbability(answers=((1,), (2,)), position=5),
+        UserMetric(function=lambda logits: logits[:, 0, 3], positions=(-1, -6)),
+        LogitDifference(answers=((-1,), (2,))),
+        LogitDifference(answers=((1,), (2,)), wrong=((3,), (37,))),
+        Rank(answers=((-1,), (2,))),
+    ],
+)
+def test_what_the_prompts_or_the_vocabulary_lack_is_refused_and_not_read_elsewhere(metric: Metric) -> None:
+    """The second prompt has 5 tokens behind 3 columns of padding; the vocabulary has 37."""
+    model, batch = model_of(), prompts()
+    experiment = Experiment(inputs=batch, metric=metric)
+    for run in (run_experiments, run_naively):
+        with pytest.raises(PositionOutOfRange):
+            run(model, [experiment])
+    with pytest.raises(PositionOutOfRange):
+        run_source(model, batch, sites=[Site("z", 1)], metric=metric)
+
+
+def test_the_outermost_positions_and_ids_are_read() -> None:
+    model, batch = model_of(), prompts()
+    logits = model.logits(batch)
+    for position in (-5, 4):
+        metric = LogitDifference(answers=((0,), (36,)), position=position)
+        found = run_experiments(model, [Experiment(inputs=batch, metric=metric)])[0]
+        columns = (position, 3 + position) if position > 0 else (position, position)
+        wanted = [float(logits[0, columns[0], 0]), float(logits[1, columns[1], 36])]
+        assert found.tolist() == pytest.approx(wanted, rel=1e-12)

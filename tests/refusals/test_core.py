@@ -10,6 +10,7 @@ from mechscope.vocabulary.errors import (
     MissingTokenizer,
     PointUnavailable,
     PositionOutOfRange,
+    ShapeError,
     UnknownSite,
 )
 from small_models import direction, model_of, prompts
@@ -45,6 +46,13 @@ CASES = [
     (lambda: ms.scale("z.1", 2.0, positions=[1.9]), InterventionMismatch, ("no whole number",)),
     (lambda: ms.scale("z.1", 2.0, positions=[[0], 1]), InterventionMismatch, ("list of indices",)),
     (lambda: ms.scale("z.1", 2.0).only(units=[0.5]), InterventionMismatch, ("no whole number",)),
+    (lambda: ms.add("resid_post.1", V, dose=[1.0, 2.0, 3.0]), ShapeError, ("more doses", "2 rows")),
+    (lambda: ms.add("resid_post.1", V, dose=[]), InterventionMismatch, ("a number",)),
+    (lambda: ms.add("resid_post.1", V, absolute="much"), InterventionMismatch, ("a number", "much")),
+    (lambda: ms.add("resid_post.1", V.numpy(), dose=1.0), InterventionMismatch, ("no tensor", "ndarray")),
+    (lambda: ms.patch("resid_post.1", torch.zeros(3, 32)), ShapeError, ("3 donor rows, 2 prompts",)),
+    (lambda: ms.patch("resid_post.1", torch.zeros(2, 9, 32)), ShapeError, ("9 columns, 8 in the batch",)),
+    (lambda: ms.freeze("z.1", to=torch.zeros(2, 5, 4, 8)), ShapeError, ("5 columns, 8 in the batch",)),
 ]
 
 
@@ -88,10 +96,28 @@ def test_the_refused_selections_fit_where_they_exist() -> None:
         model.run(prompts(), interventions=[write])
 
 
+def test_a_single_intervention_outside_a_list_is_refused() -> None:
+    model, write = model_of("gpt2"), ms.scale("z.1", 2.0)
+    with model.intervening([write]):
+        pass
+    for act in (model.run, model.run_with_cache, model.generate, model.logits):
+        with pytest.raises(InterventionMismatch, match="come as a list"):
+            act(prompts(), interventions=write)  # type: ignore
+    with pytest.raises(InterventionMismatch, match="come as a list"), model.intervening(write):  # type: ignore
+        pass
+
+
+def test_without_padding_a_wider_donor_fits_its_first_columns() -> None:
+    model, long = model_of("gpt2"), prompts().row(0)
+    wide = model.run(long, capture=["resid_post.1"])["resid_post.1"]
+    same = model.logits(long[:5], interventions=[ms.patch("resid_post.1", wide)])
+    torch.testing.assert_close(same, model.logits(long[:5]))
+
+
 @pytest.mark.parametrize("positions", [-6, [[0], [-6]], slice(-20, -8), 8, slice(11, None)])
 def test_positions_that_no_generated_token_can_have_are_refused_while_generating(positions: object) -> None:
     model, write = model_of("gpt2"), ms.scale("z.1", 2.0, positions=positions)
-    with pytest.raises(PositionOutOfRange, match="z.1"):
+    with pytest.raises(PositionOutOfRange, match=r"z\.1"):
         model.generate(prompts(), interventions=[write], max_new_tokens=3)
 
 

@@ -3,10 +3,13 @@
 import pytest
 
 from mechscope.interventions.metrics import LogitDifference, answer_sets
+from mechscope.lenses.direct_attribution import direct_logit_attribution
 from mechscope.lenses.head_scores import head_scores
+from mechscope.lenses.logit_lens import logit_lens
 from mechscope.models.model import Model
 from mechscope.models.opening import wrap
 from mechscope.patching.grid import patch_grid
+from mechscope.patching.trace import causal_trace
 from mechscope.vocabulary.errors import (
     AmbiguousSite,
     BadPairs,
@@ -81,3 +84,21 @@ def test_directions_positions_units_and_kinds_that_do_not_exist_are_refused(mode
         patch_grid(model, pairs, units=[1])
     with pytest.raises(InterventionMismatch, match="no kind of head"):
         head_scores(model, "name-mover")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("index", [-1, 37])
+def test_answers_outside_the_vocabulary_are_refused_and_no_other_column_is_read(
+    model: Model, index: int
+) -> None:
+    """The vocabulary has 37 tokens: -1 would read the last one's column."""
+    prompt = [1, 2, 3]
+    cache = model.run_with_cache(prompt)[1]
+    for look in (
+        lambda: direct_logit_attribution(model, prompt, answers=index),
+        lambda: direct_logit_attribution(model, prompt, answers=3, wrong=index),
+        lambda: cache.logit_effects([3], [index]),
+        lambda: logit_lens(model, prompt, target=index),
+        lambda: causal_trace(model, prompt, subject=[1], answers=[index]),
+    ):
+        with pytest.raises(PositionOutOfRange, match="outside the vocabulary"):
+            look()

@@ -18,6 +18,7 @@ from mechscope.engine.cost import (
 )
 from mechscope.engine.experiment import Experiment, groups_of
 from mechscope.engine.late_start import Late
+from mechscope.engine.naive import refuse_unreadable
 from mechscope.engine.reading import readings_of
 from mechscope.interventions.resolve import resolve
 from mechscope.models.frame import Frame
@@ -142,6 +143,8 @@ def lay_out(model: Model, experiments: Sequence[Experiment], *, memory: int = DE
 
     Cost: one forward pass per distinct reference set; nothing else is run.
     """
+    for experiment in {(id(e.inputs), id(e.metric)): e for e in experiments}.values():
+        refuse_unreadable(model, experiment.inputs, experiment.metric)
     experiments = _resolved(model, experiments)
     groups: list[Group] = []
     late: list[Late] = []

@@ -14,7 +14,7 @@ from torch import Tensor
 from mechscope.interventions.donor import Donor
 from mechscope.interventions.intervention import Intervention, Value, register_kind
 from mechscope.interventions.subspace import move_inside, orthonormal
-from mechscope.interventions.widths import refuse_other_subspace, refuse_other_value
+from mechscope.interventions.widths import refuse_other_subspace
 from mechscope.models.inputs import TokenBatch
 from mechscope.vocabulary.errors import InterventionMismatch, UnresolvedIntervention
 from mechscope.vocabulary.protocols import Facts, Tokens
@@ -64,7 +64,7 @@ class Ablation(Intervention):
             )
         for site in sites:
             if self.donor is not None:
-                refuse_other_value(self.donor.tensor_at(site), site, facts)
+                self.donor.refuse_unless_for(site, facts)
             if self.subspace is not None:
                 refuse_other_subspace(self.subspace.tensor, site, facts)
         return self

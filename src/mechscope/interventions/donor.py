@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from mechscope.interventions.intervention import Value
+from mechscope.interventions.widths import refuse_other_batch, refuse_other_value
 from mechscope.models.cache import Cache
 from mechscope.models.run import Run
 from mechscope.models.writing import to_token_form
 from mechscope.vocabulary.errors import BadFile, InterventionMismatch, ShapeError
-from mechscope.vocabulary.protocols import Tokens
+from mechscope.vocabulary.protocols import Facts, Tokens
 from mechscope.vocabulary.sites import Site, is_pattern, select_sites
 
 
@@ -77,6 +78,17 @@ class Donor:
             because="the run that it came from did not capture it",
             instead=f'capture=["{site}"] in that run',
         )
+
+    def refuse_unless_for(self, site: Site, facts: Facts) -> None:
+        """Refuse before a run: no value for the site, or one of other axes than the site or the batch has.
+
+        Raises:
+            InterventionMismatch, ShapeError
+        """
+        tensor = self.tensor_at(site)
+        refuse_other_value(tensor, site, facts)
+        if self.n_pad is None and not self.repeats_rows:
+            refuse_other_batch(tensor, site, facts)
 
     def gather(self, tokens: Tokens, like: Tensor) -> Tensor:
         """The donor's values for some tokens, in token form, shaped and typed like `like`.

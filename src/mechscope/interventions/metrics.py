@@ -48,6 +48,11 @@ class Metric:
         """Rows that the metric has answers for; None if it serves any number."""
         return None
 
+    @property
+    def token_ids(self) -> frozenset[int]:
+        """Tokens that it tells apart by their ids."""
+        return frozenset()
+
     def reading(self) -> Reading:
         """Positions and columns that it reads."""
         return Reading(positions=(self.position,))
@@ -97,6 +102,10 @@ class _OfAnswers(Metric):
     @property
     def n_rows(self) -> int | None:
         return len(self.answers)
+
+    @property
+    def token_ids(self) -> frozenset[int]:
+        return frozenset(index for row in (*self.answers, *self.wrong) for index in row)
 
     def select(self, rows: Sequence[int]) -> "Metric":
         wrong = tuple(self.wrong[row] for row in rows) if self.wrong else ()

@@ -10,7 +10,7 @@ from torch import Tensor
 from mechscope.interventions.donor import Donor
 from mechscope.interventions.intervention import Intervention, Value, register_kind
 from mechscope.interventions.subspace import move_inside, orthonormal
-from mechscope.interventions.widths import refuse_other_subspace, refuse_other_value
+from mechscope.interventions.widths import refuse_other_subspace
 from mechscope.models.cache import Cache
 from mechscope.models.run import Run
 from mechscope.vocabulary.errors import InterventionMismatch, NotSerializable, UnresolvedIntervention
@@ -40,7 +40,7 @@ class Patch(Intervention):
     def prepare(self, facts: Facts, sites: Sequence[Site]) -> "Patch":
         """Refuses a site that the donor has no value for, or one of another width."""
         for site in sites:
-            refuse_other_value(self.donor.tensor_at(site), site, facts)
+            self.donor.refuse_unless_for(site, facts)
             if self.subspace is not None:
                 refuse_other_subspace(self.subspace.tensor, site, facts)
         return self
@@ -116,7 +116,7 @@ class Freeze(Intervention):
         if self.donor is None:
             return replace(self, donor=Donor.of(facts.clean_run(sites), self.at))
         for site in sites:
-            refuse_other_value(self.donor.tensor_at(site), site, facts)
+            self.donor.refuse_unless_for(site, facts)
         return self
 
     def apply(self, value: Tensor, tokens: Tokens) -> Tensor:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -49,6 +49,8 @@ class Add(Intervention):
         """Measures the reference norms; refuses a direction of another width."""
         for site in sites:
             refuse_other_direction(self.direction.tensor, site, facts)
+        if len(self.amounts) > 1 and facts.n_rows is not None and len(self.amounts) > facts.n_rows:
+            raise _other_number("more", self.at, len(self.amounts), f"{facts.n_rows} rows in the batch")
         if self.unit != "reference_norm" or self.norm:
             return self
         return replace(self, norm=tuple((str(site), facts.reference_norm(site)) for site in sites))
@@ -72,12 +74,7 @@ class Add(Intervention):
             amounts = amounts * dict(self.norm)[str(tokens.site)]
         rows = tokens.rows.to(value.device)
         if len(amounts) > 1 and len(rows) and int(rows.max()) >= len(amounts):
-            raise ShapeError(
-                f"There are fewer doses than rows at {tokens.site}.",
-                got=f"{len(amounts)} doses, row {int(rows.max())} written",
-                because="a list of doses gives each row of the batch its own",
-                instead="one dose a row, or a single one for all",
-            )
+            raise _other_number("fewer", str(tokens.site), len(amounts), f"row {int(rows.max())} written")
         per_token = amounts if len(amounts) == 1 else amounts[rows]
         return per_token.reshape(-1, *[1] * (value.ndim - 1))
 
@@ -86,8 +83,8 @@ def add(
     at: str | Site,
     direction: Tensor,
     *,
-    dose: float | Sequence[float] | None = None,
-    absolute: float | Sequence[float] | None = None,
+    dose: float | Sequence[float] | Tensor | None = None,
+    absolute: float | Sequence[float] | Tensor | None = None,
     mode: str = "add",
     positions: Any = None,
     heads: Any = None,
@@ -115,13 +112,38 @@ def add(
         )
     if mode not in _MODES:
         raise InterventionMismatch(f'"{mode}" is not a way to add.', got=mode, instead=", ".join(_MODES))
-    given = dose if dose is not None else absolute
-    amounts = tuple(float(x) for x in given) if isinstance(given, Sequence) else (float(given),)  # pyright: ignore
+    amounts = _amounts(dose if dose is not None else absolute)
     if absolute is None or mode == "rotate":
         refuse_unusable_direction(direction, str(at))
     unit = "radian" if mode == "rotate" else "reference_norm" if dose is not None else "raw"
     where = Where.of(positions, heads=heads)
     return Add(at=str(at), direction=Value(direction), amounts=amounts, unit=unit, mode=mode, where=where)
+
+
+def _amounts(given: Any) -> tuple[float, ...]:
+    """One amount, or one a row; arrays as lists.
+
+    Raises:
+        InterventionMismatch: no amount, or none that is a number.
+    """
+    plain = given.tolist() if hasattr(given, "tolist") else given
+    items = list(plain) if isinstance(plain, Sequence) and not isinstance(plain, str) else [plain]
+    if not items or any(isinstance(x, bool) or not isinstance(x, SupportsFloat) for x in items):
+        raise InterventionMismatch(
+            "A dose is a number, or one number for each row.",
+            got=repr(given)[:80],
+            instead="dose=0.4, or dose=[0.1, 0.2] for two prompts",
+        )
+    return tuple(float(x) for x in items)
+
+
+def _other_number(how_many: str, at: str, n_doses: int, rows: str) -> ShapeError:
+    return ShapeError(
+        f"There are {how_many} doses than rows at {at}.",
+        got=f"{n_doses} doses, {rows}",
+        because="a list of doses gives each row of the batch its own",
+        instead="one dose a row, or a single one for all",
+    )
 
 
 def rotate_towards(value: Tensor, direction: Tensor, angle: Tensor) -> Tensor:

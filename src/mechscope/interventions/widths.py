@@ -46,6 +46,30 @@ def refuse_other_value(value: Tensor, site: Site, facts: Facts) -> None:
         )
 
 
+def refuse_other_batch(value: Tensor, site: Site, facts: Facts) -> None:
+    """Refuse a tensor given by row and column that has more rows than the batch, or other columns than a padded one.
+
+    Raises:
+        ShapeError: both shapes are named.
+    """
+    axes, n_rows, n_columns = _axes_of(value, site), facts.n_rows, facts.padded_columns
+    if axes[0] == "batch" and n_rows is not None and value.shape[0] > n_rows:
+        raise ShapeError(
+            f"The donor for {site} has more rows than the batch.",
+            got=f"{value.shape[0]} donor rows, {n_rows} prompts",
+            because="row i of the donor is for prompt i",
+            instead="one donor row a prompt, or a single one for all",
+        )
+    at = next((place for place, axis in enumerate(axes) if axis in ("pos", "query")), None)
+    if at is not None and n_columns is not None and value.shape[at] not in (1, n_columns):
+        raise ShapeError(
+            f"The donor for {site} has other columns than the padded batch.",
+            got=f"{value.shape[at]} columns, {n_columns} in the batch",
+            because="a tensor's columns are taken as the batch's own, and padding stands before the tokens",
+            instead="a run or its cache, which is matched by position, or the prompts one by one",
+        )
+
+
 def refuse_other_subspace(basis: Tensor, site: Site, facts: Facts) -> None:
     """Refuse a subspace as wide as neither the last axis nor all that a token carries.
 
@@ -71,6 +95,12 @@ def refuse_unusable_direction(direction: Tensor, at: str) -> None:
     Raises:
         InterventionMismatch: zero, NaN or infinite.
     """
+    if not isinstance(direction, Tensor):
+        raise InterventionMismatch(
+            f"The direction for {at} is no tensor.",
+            got=type(direction).__name__,
+            instead="torch.tensor(direction)",
+        )
     length = float(direction.double().norm())
     if not 0 < length < float("inf"):
         raise InterventionMismatch(

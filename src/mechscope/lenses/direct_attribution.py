@@ -17,7 +17,7 @@ from mechscope.lenses.logit_lens import columns_of
 from mechscope.lenses.result import LensResult, hash_of, mean_over_prompts
 from mechscope.models.cache import Cache
 from mechscope.models.derived import norm_scale, norm_weight
-from mechscope.models.inputs import Inputs
+from mechscope.models.inputs import Inputs, refuse_unknown_ids
 from mechscope.models.limits import refuse_normed_stream
 from mechscope.models.model import Model
 from mechscope.vocabulary.errors import BadPairs
@@ -242,6 +242,8 @@ def _sets(model: Model, given: Any, n_prompts: int) -> Answers:
 
     def ids(item: Any) -> tuple[int, ...]:
         items = [item] if isinstance(item, int | str) else list(item)
-        return tuple(model.token(one) if isinstance(one, str) else int(one) for one in items)
+        found = tuple(model.token(one) if isinstance(one, str) else int(one) for one in items)
+        refuse_unknown_ids(found, model.d_vocab)
+        return found
 
     return tuple(ids(item) for item in given)

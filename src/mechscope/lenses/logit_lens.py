@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechscope.figures.labelled import LabelledArray
 from mechscope.lenses.result import LensResult, hash_of
-from mechscope.models.inputs import Inputs, TokenBatch
+from mechscope.models.inputs import Inputs, TokenBatch, refuse_unknown_ids
 from mechscope.models.model import Model
 from mechscope.models.resources import head_of
 from mechscope.vocabulary.errors import InterventionMismatch, PositionOutOfRange, ShapeError
@@ -222,6 +222,7 @@ def _residual_sites(model: Model, name: str) -> list[Site]:
 def _targets(model: Model, target: Any, like: Tensor) -> Tensor:
     items = [target] if isinstance(target, int | str) else list(target)
     ids = torch.tensor([model.token(item) if isinstance(item, str) else int(item) for item in items])
+    refuse_unknown_ids(ids, like.shape[-1])
     if len(ids) not in (1, like.shape[0]):
         raise ShapeError(
             "The lens follows one token for all prompts, or one each.",

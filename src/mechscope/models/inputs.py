@@ -265,14 +265,7 @@ class Reader:
                 because=f"the context holds {self.n_context}",
                 instead="shorten it, or cut it into pieces",
             )
-        low, high = int(batch.ids.min()), int(batch.ids.max())
-        if low < 0 or high >= self.d_vocab:
-            raise PositionOutOfRange(
-                "A token id is outside the vocabulary.",
-                got=f"ids from {low} to {high}",
-                because=f"the embedding has {self.d_vocab} rows",
-                instead="use this model's own tokenizer",
-            )
+        refuse_unknown_ids(batch.ids, self.d_vocab)
         return batch
 
 
@@ -303,6 +296,23 @@ def _rows_of_tensor(ids: Tensor) -> list[list[int]]:
             instead='ids as the tokenizer gives them; embeddings are written with ms.patch("embed", ...)',
         )
     return (ids[None] if ids.ndim == 1 else ids).tolist()
+
+
+def refuse_unknown_ids(ids: Tensor | Iterable[int], d_vocab: int) -> None:
+    """Refuse ids that no token has; a negative one would read a column counted from the vocabulary's end.
+
+    Raises:
+        PositionOutOfRange
+    """
+    every = torch.as_tensor(ids if isinstance(ids, Tensor) else list(ids))
+    low, high = (int(every.min()), int(every.max())) if every.numel() else (0, 0)
+    if low < 0 or high >= d_vocab:
+        raise PositionOutOfRange(
+            "A token id is outside the vocabulary.",
+            got=f"ids from {low} to {high}",
+            because=f"the embedding has {d_vocab} rows",
+            instead="use this model's own tokenizer",
+        )
 
 
 def is_one_text(inputs: Inputs) -> bool:

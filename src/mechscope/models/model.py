@@ -24,7 +24,7 @@ from mechscope.models.identity import Identity
 from mechscope.models.inputs import Inputs, Reader, TokenBatch
 from mechscope.models.limits import refuse_own_predictions
 from mechscope.models.lock import held
-from mechscope.models.preparing import differentiable_sites, prepare_writes
+from mechscope.models.preparing import differentiable_sites, listed, prepare_writes
 from mechscope.models.run import Run
 from mechscope.models.running import Order, forward
 from mechscope.models.splicing import links_of, writes_of
@@ -191,7 +191,7 @@ class Model:
         wanted = extent.sites_of(capture)
         links = links_of(self, splice)
         spliced = [write for link in links for write in writes_of(link)]
-        writes = prepare_writes(self, [*spliced, *interventions], frame)
+        writes = prepare_writes(self, [*spliced, *listed(interventions)], frame)
         formed, maps_later = resources.formed_sites(self, wanted, [s for _, sites in writes for s in sites])
         extent.refuse_writes_before_it(writes)
         with self.ready():
@@ -314,7 +314,7 @@ class Model:
         """
         settings = generation.Sampling(max_new_tokens=max_new_tokens, seed=seed, **options)
         spliced = [write for link in links_of(self, splice) for write in writes_of(link)]
-        writes = [*spliced, *interventions]
+        writes = [*spliced, *listed(interventions)]
         return generation.generate(self, inputs, interventions=writes, settings=settings, bos=bos)
 
     @contextmanager
@@ -327,7 +327,7 @@ class Model:
         Dictionaries are spliced in as in `run`.
         """
         spliced = [write for link in links_of(self, splice) for write in writes_of(link)]
-        follower = generation.Follower(self, [*spliced, *interventions])
+        follower = generation.Follower(self, [*spliced, *listed(interventions)])
         with self.ready(), follower.following() as hf:
             yield hf
 

@@ -1,6 +1,6 @@
 """Preparing: interventions checked against the model and made ready, all before a run starts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,8 @@ def prepare_writes(
         UnresolvedIntervention: an ablation still needs values.
     """
     prepared: list[tuple[Write, list[Site]]] = []
-    facts = facts or Facts(model, frame.as_batch() if frame is not None and frame.n_room == 0 else None)
-    for write in interventions:
+    facts = facts or _facts_of(model, frame)
+    for write in listed(interventions):
         if not isinstance(write, Write):
             raise InterventionMismatch(
                 "An item of `interventions` is not an intervention.",
@@ -64,12 +64,38 @@ def refuse_unless_it_fits(
             refuse_unless_inside(write.where, frame, site, model.sizes)
 
 
+def listed(interventions: Sequence[Write]) -> list[Write]:
+    """Interventions as a list.
+
+    Raises:
+        InterventionMismatch: a single one was given, or what is no list.
+    """
+    if isinstance(interventions, Write) or not isinstance(interventions, Iterable):
+        raise InterventionMismatch(
+            "Interventions come as a list, also a single one.",
+            got=repr(interventions)[:80],
+            because="they are applied in the order of the list",
+            instead="interventions=[...]",
+        )
+    return list(interventions)
+
+
+def _facts_of(model: "mechscope.models.model.Model", frame: Frame | None) -> "Facts":
+    if frame is None:
+        return Facts(model, None)
+    return Facts(model, None if frame.n_room else frame.as_batch(), n_rows=frame.n_rows)
+
+
 class Facts:
     """A model's answers to what a write may ask; satisfies `vocabulary.protocols.Facts`."""
 
-    def __init__(self, model: "mechscope.models.model.Model", batch: TokenBatch | None) -> None:
+    def __init__(
+        self, model: "mechscope.models.model.Model", batch: TokenBatch | None, *, n_rows: int | None = None
+    ) -> None:
         self._model = model
         self._batch = batch
+        self.n_rows = n_rows if batch is None else len(batch)
+        self.padded_columns = batch.shape[1] if batch is not None and batch.is_padded else None
         self._clean_runs: dict[tuple[Site, ...], mechscope.models.model.Run] = {}
 
     def clean_run(self, sites: Sequence[Site]) -> "mechscope.models.model.Run":

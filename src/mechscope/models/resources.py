@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mechscope.models.binding import Binding
 from mechscope.models.cache import Cache, Resources
 from mechscope.models.derived import Derivations, map_from_call, norm_scale, norm_weight
-from mechscope.models.inputs import Bos, TokenBatch
+from mechscope.models.inputs import Bos, TokenBatch, refuse_unknown_ids
 from mechscope.models.limits import refuse_own_predictions
 from mechscope.records.files import open_tensor_metadata, open_tensors
 from mechscope.vocabulary.errors import BadFile, EmptyPrompt
@@ -152,6 +152,9 @@ def _direction(model: "mechscope.models.model.Model") -> Callable[[Tensor, Tenso
     factor = binding.anatomy.head.scale
 
     def toward(answers: Tensor, wrong: Tensor | None) -> Tensor:
+        for ids in (answers, wrong):
+            if ids is not None:
+                refuse_unknown_ids(ids, unembedding.shape[1])
         columns = unembedding[:, answers.to(unembedding.device)].T
         if wrong is not None:
             columns = columns - unembedding[:, wrong.to(unembedding.device)].T

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mechscope.engine.naive import read_columns
+from mechscope.engine.naive import read_columns, refuse_unreadable
 from mechscope.engine.reading import Piece, measure_pieces
 from mechscope.interventions.donor import Donor
 from mechscope.interventions.metrics import Metric
@@ -34,6 +34,7 @@ def run_source(model: Model, prompts: TokenBatch, *, sites: Sequence[Site], metr
 
     Cost: one forward pass up to the last layer; only the positions and columns that the metric reads are unembedded.
     """
+    refuse_unreadable(model, prompts, metric)
     last = Site("resid_post", model.n_layers - 1)
     run = model.run(prompts, capture=[*sites, last], stop_after=last)
     columns = read_columns(Frame.of(prompts), metric.reading().positions)

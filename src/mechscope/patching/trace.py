@@ -20,7 +20,7 @@ from mechscope.engine.places import Places, each_position, places_of
 from mechscope.figures.labelled import LabelledArray
 from mechscope.interventions.metrics import Metric, ProbabilityDifference, answer_sets
 from mechscope.interventions.replace import Patch, patch
-from mechscope.models.inputs import Inputs, TokenBatch
+from mechscope.models.inputs import Inputs, TokenBatch, refuse_unknown_ids
 from mechscope.models.limits import refuse_unless_asked_last
 from mechscope.models.model import Model
 from mechscope.patching.donors import run_source
@@ -203,6 +203,7 @@ def _spans(subject: Any, batch: TokenBatch) -> list[list[int]]:
 def _answer_ids(model: Model, answers: Any, batch: TokenBatch) -> list[int]:
     items = [answers] if isinstance(answers, int | str) else list(answers)
     ids = [model.token(item) if isinstance(item, str) else int(item) for item in items]
+    refuse_unknown_ids(ids, model.d_vocab)
     ids = ids * len(batch) if len(ids) == 1 else ids
     if len(ids) != len(batch):
         raise BadPairs(

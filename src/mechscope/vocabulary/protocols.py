@@ -65,6 +65,16 @@ class Facts(Protocol):
         ...
 
     @property
+    def n_rows(self) -> int | None:
+        """Rows of the batch; None where the prompts are not known yet."""
+        ...
+
+    @property
+    def padded_columns(self) -> int | None:
+        """Columns of a padded batch; None without padding, and where the prompts are not known yet."""
+        ...
+
+    @property
     def is_undone_by_post_norm(self) -> bool:
         """True if a norm after attention or MLP undoes a uniform scaling of what they return."""
         ...

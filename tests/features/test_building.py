@@ -79,6 +79,25 @@ def test_text_that_is_added_gives_the_index_of_all_of_it(tmp_path: Path) -> None
     assert added.add(second).n_tokens == added.n_tokens  # a text that is in is in
 
 
+def test_an_index_in_hand_has_the_added_text_and_another_says_to_open_it_again(tmp_path: Path) -> None:
+    index, other = built(tmp_path / "a"), FeatureIndex(tmp_path / "a")
+    before = (
+        index.n_tokens,
+        len(index.entries(6)),
+        index.shares(),
+        index.query("from activations").fetchall(),
+    )
+    added = index.add(texts(20, seed=3))
+    assert index.n_tokens == added.n_tokens > before[0]
+    assert len(index.entries(6)) == len(added.entries(6)) > before[1]
+    assert index.shares() == added.shares() and len(index.row_tokens) == 60
+    assert len(index.query("from activations").fetchall()) > len(before[3])
+    assert repr(index[6]) == repr(added[6])
+    with pytest.raises(ChecksumMismatch, match="no longer there") as refused:
+        _ = other.statistics
+    assert "ms.features.open" in str(refused.value)
+
+
 def test_a_build_that_was_interrupted_ends_with_the_same_files(tmp_path: Path) -> None:
     whole = built(tmp_path / "whole")
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from features.cases import N_LATENTS, corpus, dense_codes, dictionary_of, model_of
+from features.cases import N_LATENTS, built, corpus, dense_codes, dictionary_of, model_of
 from mechscope.data.firing import Firing, is_dead, is_denser_than
 from mechscope.features.exports import export_circuit_tracer, export_neuronpedia
 from mechscope.features.index import FeatureIndex, open_index
+from mechscope.features.manifest import IndexSettings
 from mechscope.vocabulary.errors import BadFile, PositionOutOfRange
 
 
@@ -148,6 +149,41 @@ def test_a_query_sees_every_activation_beside_its_token(index: FeatureIndex) -> 
     for token, text, value in index.query(sql + " order by token").fetchall():
         assert text == index.strings[int(corpus().ids[token])] and value == pytest.approx(dense[token, 11])
     assert index.query("select fires from latents where latent = 5").fetchall() == [(0,)]
+
+
+def test_a_query_reads_an_index_in_half_precision(tmp_path: Path) -> None:
+    index = built(tmp_path / "half", settings=IndexSettings(value_dtype="float16", entries_per_part=400))
+    dense, sql = dense_codes(corpus()), "select latent, max(value) from activations group by latent"
+    for _ in range(2):
+        largest = dict(index.query(sql).fetchall())
+        assert largest == pytest.approx({i: dense[:, i].max() for i in largest}, rel=1e-3)
+    assert largest.keys() == set(np.flatnonzero((dense != 0).any(0)).tolist())
+    of_one = "select count(*) from activations join tokens using (token) where latent = 11"
+    assert index.query(of_one).fetchall() == [(int((dense[:, 11] != 0).sum()),)]
+    of_village = open_index("village").query("select count(value) from activations").fetchall()
+    assert of_village[0][0] > 100_000
+
+
+def test_more_neighbors_than_the_index_keeps_are_found(tmp_path: Path) -> None:
+    index = built(tmp_path / "few", settings=IndexSettings(n_neighbors=2))
+    dense, dictionary = dense_codes(corpus()), dictionary_of()
+    for by, table in (("decoder", dictionary.W_dec), ("encoder", dictionary.W_enc.T)):
+        unit = torch.nn.functional.normalize(table, dim=1)
+        cosines = (unit @ unit[4]).index_fill(0, torch.tensor([4]), -2).sort(descending=True)
+        found = index.neighbors(4, by=by, k=7)
+        assert [one.latent for one in found] == cosines.indices[:7].tolist()
+        np.testing.assert_allclose([one.value for one in found], cosines.values[:7], atol=1e-6)
+        assert [one.latent for one in index.neighbors(4, by=by, k=2)] == cosines.indices[:2].tolist()
+        assert len(index.neighbors(4, by=by, k=1000)) == N_LATENTS - 1
+    fires = (dense[corpus().counts.numpy()] != 0).T.astype(float)
+    near = {one.latent: one.value for one in index.neighbors(11, by="behavior", k=N_LATENTS)}
+    varying = [i for i in range(N_LATENTS) if 0 < fires[i].mean() < 1 and i != 11]
+    phi = {i: np.corrcoef(fires[11], fires[i])[0, 1] for i in varying}
+    assert near == pytest.approx({i: value for i, value in phi.items() if value > 0}, abs=1e-9)
+
+
+def test_an_index_is_walked_latent_by_latent(index: FeatureIndex) -> None:
+    assert [page.latent for page in index] == list(range(N_LATENTS))
 
 
 def test_other_front_ends_get_their_files(index: FeatureIndex, tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ def test_what_fires_on_a_prompt_is_what_the_dictionary_says(index: FeatureIndex)
     assert specific.latents.index(6) > found.latents.index(6)  # the one that always fires tells little
 
 
+def test_a_place_to_search_may_be_named_alone(index: FeatureIndex) -> None:
+    assert index.search("w3", over="text").hits == index.search("w3", over=["text"]).hits
+
+
 def test_labels_are_searched_by_their_words_and_rankings_are_joined(index: FeatureIndex) -> None:
     index.label(9, "golden bridges")
     index.label(2, "a Golden gate in the west")

@@ -3,7 +3,7 @@
 Everything is read from the index's files when it is asked for; nothing is computed over the whole text.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from mechscope.features.parts import Entries
 from mechscope.features.statistics import LOWEST_OCTAVE, bin_edges
 from mechscope.figures.labelled import LabelledArray
 from mechscope.records.seeds import generator_for
+from mechscope.vocabulary.errors import BadCommand
 
 if TYPE_CHECKING:
     from mechscope.features.index import FeatureIndex
@@ -57,13 +58,26 @@ def page_of(index: "FeatureIndex", latent: int) -> FeaturePage:
 
 
 def neighbors_of(index: "FeatureIndex", latent: int, *, by: By, k: int = 10) -> tuple[Related, ...]:
-    """The nearest latents: by cosine of decoder rows or encoder columns, or by firing at the same tokens."""
+    """The nearest latents: by cosine of decoder rows or encoder columns, or by firing at the same tokens.
+
+    Raises:
+        BadCommand: another `by`.
+    """
+    if by not in get_args(By):
+        raise BadCommand(
+            f"Neighbours are not found by {by!r}.", got=by, instead=", ".join(map(repr, get_args(By)))
+        )
     if by == "behavior":
-        return _fires_with(index, latent, index.entries(latent))[0][:k]
+        return _fires_with(index, latent, index.entries(latent), k)[0]
     found = index.relations
     if f"{by}/latents" not in found:
         return ()
-    latents, cosines = (found[f"{by}/{name}"][latent][:k] for name in ("latents", "cosines"))
+    latents, cosines = (found[f"{by}/{name}"][latent] for name in ("latents", "cosines"))
+    if k > len(latents) and len(latents) < index.n_latents - 1:
+        from mechscope.features.relations import nearest_to
+
+        latents, cosines = nearest_to(index.dictionary(), latent, by=by, k=k)
+    latents, cosines = latents[:k], cosines[:k]
     return tuple(_related(index, int(i), float(v)) for i, v in zip(latents, cosines, strict=True))
 
 

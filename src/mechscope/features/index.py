@@ -4,7 +4,7 @@ Reads what it needs when it is asked: a page touches one or two row groups of ea
 their checksums when they are first read. One process writes into a folder at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mechscope.dictionaries.dictionary import Dictionary
     from mechscope.features.searching import SearchResult
     from mechscope.models.model import Model
+
+_OF_THE_TEXT = ("statistics", "connection", "reader", "tokens", "row_tokens")
+"""What is read once and changes with the text."""
 
 
 class FeatureIndex:
@@ -67,6 +70,9 @@ class FeatureIndex:
     def __len__(self) -> int:
         return self.n_latents
 
+    def __iter__(self) -> Iterator[FeaturePage]:
+        return (self.page(latent) for latent in range(self.n_latents))
+
     def __repr__(self) -> str:
         dead, dense = len(self.dead()), len(self.dense())
         return (
@@ -102,7 +108,13 @@ class FeatureIndex:
         return page_of(self, self.known(latent))
 
     def neighbors(self, latent: int, *, by: By = "decoder", k: int = 10) -> tuple[Related, ...]:
-        """The nearest latents: by cosine of decoder rows or encoder columns, or by firing at the same tokens."""
+        """The nearest latents: by cosine of decoder rows or encoder columns, or by firing at the same tokens.
+
+        Raises:
+            BadCommand: another `by`.
+
+        Cost: of more than the index keeps (ten, unless built otherwise), a look at the whole dictionary.
+        """
         return neighbors_of(self, self.known(latent), by=by, k=k)
 
     def dead(self) -> list[int]:
@@ -159,7 +171,7 @@ class FeatureIndex:
         return connected(self)
 
     def add(self, text: Any, *, report: Any = None) -> "FeatureIndex":
-        """The index with more text; needs the model at hand.
+        """The index with more text, which this one is too from then on; needs the model at hand.
 
         Raises:
             DictionaryMismatch: the model is not at hand, or is another one.
@@ -168,7 +180,11 @@ class FeatureIndex:
         from mechscope.features.building import add_text
 
         model, dictionary = self.at_hand()
-        return add_text(self, text, model=model, dictionary=dictionary, report=report)
+        found = add_text(self, text, model=model, dictionary=dictionary, report=report)
+        self.manifest = found.manifest
+        for name in _OF_THE_TEXT:
+            self.__dict__.pop(name, None)
+        return found
 
     def attached(self, model: "Model", dictionary: "Dictionary | None" = None) -> "FeatureIndex":
         """The same index with its model at hand, for `search` by what fires and for `add`.
@@ -262,7 +278,7 @@ class FeatureIndex:
         Raises:
             PositionOutOfRange: no such latent.
         """
-        if not 0 <= int(latent) < self.n_latents:
+        if not isinstance(latent, int | np.integer) or not 0 <= latent < self.n_latents:
             raise PositionOutOfRange(
                 f"There is no latent {latent}.",
                 got=latent,

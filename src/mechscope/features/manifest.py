@@ -212,10 +212,18 @@ def refuse_unless_intact(folder: Path, file: StoredFile) -> None:
     """Compare a file's bytes with its checksum.
 
     Raises:
-        ChecksumMismatch
+        ChecksumMismatch: altered, or no longer there: text that was added meanwhile replaces files.
     """
-    with (folder / file.file).open("rb") as handle:
-        found = hashlib.file_digest(handle, "sha256").hexdigest()
+    try:
+        with (folder / file.file).open("rb") as handle:
+            found = hashlib.file_digest(handle, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise ChecksumMismatch(
+            f"{file.file} is no longer there.",
+            got=folder,
+            because="it was removed since the index was opened; adding text does so, and writes others",
+            instead="the index opened again: ms.features.open(folder)",
+        ) from error
     if found != file.sha256:
         raise altered(file, f"sha256 {found[:12]}, on record {file.sha256[:12]}")
 

@@ -6,6 +6,8 @@ the text: logits for each unit of activation, by the direct path alone. Nothing 
 into the residual stream, or where no direct path is linear (BERT's norms on the stream, and its head).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -32,8 +34,8 @@ def relations_of(
     Cost: n_latents^2 x width multiplications, and n_latents x d_model x d_vocab.
     """
     found: dict[str, np.ndarray] = {}
-    tables = {"decoder": dictionary.decoder_rows(), "encoder": encoder_rows(dictionary)}
-    for name, table in tables.items():
+    for name, rows_of in _ROWS.items():
+        table = rows_of(dictionary)
         if table is not None:
             latents, cosines = nearest(table, n_neighbors)
             found |= {f"{name}/latents": latents, f"{name}/cosines": cosines}
@@ -66,6 +68,24 @@ def nearest(table: Float[Tensor, "latent width"], n: int) -> tuple[np.ndarray, n
         latents.append(some.gather(1, found.indices).int().cpu().numpy())
         cosines.append(found.values.half().cpu().numpy())
     return np.concatenate(latents), np.concatenate(cosines)
+
+
+_ROWS: dict[str, Callable[[Dictionary], Tensor | None]] = {
+    "decoder": Dictionary.decoder_rows,
+    "encoder": encoder_rows,
+}
+
+
+def nearest_to(dictionary: Dictionary, latent: int, *, by: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k others with the largest cosine with one latent, and the cosines, however many an index keeps."""
+    table = _ROWS[by](dictionary)
+    assert table is not None
+    unit = torch.nn.functional.normalize(table.detach().float(), dim=1)
+    cosines = unit @ unit[latent]
+    cosines[latent] = -2
+    found = cosines.sort(descending=True, stable=True)
+    k = min(k, len(unit) - 1)
+    return found.indices[:k].numpy(), found.values[:k].numpy()
 
 
 def writes_to_residual(dictionary: Dictionary, model: Model) -> bool:

@@ -8,7 +8,7 @@ less: score = activation / largest x log(1 / density) / log(tokens).
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -85,7 +85,7 @@ def search(
     query: str | Sequence[str],
     *,
     k: int = 10,
-    over: Sequence[str] | None = None,
+    over: str | Sequence[str] | None = None,
     rank: Ranking = "specific",
 ) -> SearchResult:
     """Find latents for a text.
@@ -100,11 +100,14 @@ def search(
 
     Raises:
         EmptyPrompt: an empty query.
+        BadCommand: no such place to search, or no such ranking.
         DictionaryMismatch: "fires" without the model.
     """
     queries = [query] if isinstance(query, str) else list(query)
     if not queries or not all(one.strip() for one in queries):
         raise EmptyPrompt("A search needs words.", got=repr(query), instead='index.search("golden gate")')
+    _refuse_other_ranking(rank)
+    over = [over] if isinstance(over, str) else over
     chosen = tuple(over) if over is not None else ("labels", "fires" if index.has_model else "text")
     unknown = sorted(set(chosen) - set(SOURCES))
     if unknown:
@@ -121,6 +124,13 @@ def search(
     lists = [one for one in lists if one]
     found = lists[0] if len(lists) == 1 else fused(lists)
     return SearchResult(" | ".join(queries), tuple(found[:k]))
+
+
+def _refuse_other_ranking(rank: str) -> None:
+    if rank not in get_args(Ranking):
+        raise BadCommand(
+            "What fires is not ranked so.", got=f"rank={rank!r}", instead=", ".join(get_args(Ranking))
+        )
 
 
 def rerank(

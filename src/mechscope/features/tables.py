@@ -24,11 +24,14 @@ def connected(index: "FeatureIndex") -> Any:
     files = [file for run in index.manifest.runs for file in run.files]
     for file in files:
         refuse_unless_intact(index.folder, file)
-    names = [str(index.folder / file.file).replace("'", "''") for file in files]
-    listed = ", ".join(f"'{name}'" for name in names)
-    connection.execute(
-        f"create view activations as select latent, token, value from read_parquet([{listed}])"
-    )
+    names = [str(index.folder / file.file) for file in files]
+    if index.manifest.settings.value_dtype == "float16":
+        connection.register("activations", _in_single_precision(names, pa))
+    else:
+        listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+        connection.execute(
+            f"create view activations as select latent, token, value from read_parquet([{listed}])"
+        )
     connection.register("tokens", _tokens(index, pa))
     statistics = index.statistics
     columns = {
@@ -42,6 +45,15 @@ def connected(index: "FeatureIndex") -> Any:
     table = pa.table({name: pa.array(column) for name, column in columns.items()})
     connection.register("latents", table.append_column("label", pa.array(labels, pa.string())))
     return connection
+
+
+def _in_single_precision(names: list[str], pa: Any) -> Any:
+    """Files of float16, which DuckDB does not read in the encoding that they have, as Arrow reads them: in pieces."""
+    import pyarrow.dataset as ds
+
+    columns = {name: ds.field(name) for name in ("latent", "token")}
+    columns["value"] = ds.field("value").cast(pa.float32())
+    return ds.dataset(names).scanner(columns=columns)
 
 
 def _tokens(index: "FeatureIndex", pa: Any) -> Any:

@@ -18,6 +18,7 @@ from mechscope.circuits.conventions import Conventions
 from mechscope.circuits.parts.evaluation import PartMeasures
 from mechscope.circuits.parts.experts import ExpertCircuit
 from mechscope.circuits.parts.latents import LatentCircuit, choose_latents
+from mechscope.circuits.statistics.checks import CheckSettings
 from mechscope.claims.bench import EngineBench
 from mechscope.claims.claim_file import ClaimRecord
 from mechscope.claims.controls import ANY_LAYER, RIVALS
@@ -73,7 +74,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ClaimRecord]:
         one.save(folder / "transcoders" / f"layer_{index}")
     found = choose_latents(model, behavior, dictionaries=dictionaries, n_latents=50, errors="removed")
     claim = ms.Claim.about(found, dictionaries=[folder / "transcoders"])
-    record = claim.examine(model, behaviors=[behavior])
+    record = claim.examine(model, behaviors=[behavior], checks=CheckSettings(n_controls=0))
     record.save(folder / "claim.json")
     return folder, record
 
@@ -87,7 +88,14 @@ def test_the_latents_that_were_planted_are_supported(saved: tuple[Path, ClaimRec
         assert result.controls is not None and result.controls.family == RIVALS
         assert result.controls.n_drawn >= 199 and result.controls.rank.startswith("1st of")
         assert [shown.family for shown in result.others] == [ANY_LAYER]
-    assert record.verdict.checks is None and "3 latents" in record.claim.statement
+    assert "3 latents" in record.claim.statement
+
+
+def test_other_tests_stand_beside_the_claim(saved: tuple[Path, ClaimRecord]):
+    checks = saved[1].verdict.checks
+    assert checks is not None and checks.settings["part"] == "latent" and checks.controls is None
+    asked = ("sufficiency", "necessity", "minimality", "random parts removed", "worst part removed")
+    assert {checks[name].outcome for name in asked} == {"holds"}
 
 
 @pytest.mark.slow
@@ -97,7 +105,8 @@ def test_other_latents_are_refuted():
     claim = ms.Claim.about(
         wrong, behavior=behavior, dictionaries=dictionaries, predictions=[ms.recovers(0.8)]
     )
-    verdict = claim.test(model)
+    verdict = claim.test(model, checks=False)
+    assert verdict.checks is None
     assert verdict.outcome == "refuted" and verdict.predictions[0].outcome == "fails"
 
 
@@ -106,7 +115,8 @@ def test_the_experts_that_were_planted_are_supported_and_others_are_refuted():
     outcomes = []
     for experts, predictions in ((EXPERTS, None), ({0: (0,), 1: (1,), 2: (2,)}, [ms.recovers(0.8)])):
         circuit = ExpertCircuit.of(model, experts=experts, routing="recomputed")
-        verdict = ms.Claim.about(circuit, behavior=behavior, predictions=predictions).test(model)
+        claim = ms.Claim.about(circuit, behavior=behavior, predictions=predictions)
+        verdict = claim.test(model, checks=False)
         controls = verdict.predictions[0].controls
         assert controls is not None and controls.n_members == 4**3 == controls.n_drawn
         outcomes.append(verdict.outcome)

@@ -6,15 +6,17 @@ that are tested on one bench share their controls.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
 
+from mechscope.behaviors.split import Split
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.parts.circuit import PartCircuit
 from mechscope.circuits.statistics.checks import CheckSettings, check_circuit
 from mechscope.circuits.statistics.checks_result import CircuitChecks
+from mechscope.circuits.statistics.part_checks import check_parts
 from mechscope.claims.circuit_claims import measure_circuits, refuse_unless_of_parts
 from mechscope.claims.control_families import best_family, draw_family, families_for, refuse_outside
 from mechscope.claims.evidence import HeldOut
@@ -146,14 +148,20 @@ class EngineBench:
         return self._after(mechanisms, prediction, behavior, split)
 
     def check_circuit(
-        self, circuit: Circuit, behavior: Any, held_out: HeldOut, *, settings: CheckSettings
+        self, circuit: Circuit | Parts, behavior: Any, held_out: HeldOut, *, settings: CheckSettings
     ) -> CircuitChecks:
-        """The tests and controls of a circuit, on prompts that this bench opened."""
-        return check_circuit(
+        """The tests and controls of a circuit of edges, latents or experts, on prompts that this bench opened."""
+        search, test = self.prompts.train(behavior), cast(Split, self._behind(held_out))
+        if isinstance(circuit, Circuit):
+            return check_circuit(
+                self._model, circuit, search=search, test=test, settings=settings, progress=self._progress
+            )
+        return check_parts(
             self._model,
-            circuit,
-            search=self.prompts.train(behavior),
-            test=self._behind(held_out),  # pyright: ignore[reportArgumentType] - the splits of live behaviours
+            circuit.circuit,
+            search=search,
+            test=test,
+            dictionaries=circuit.dictionaries_on(self._model),
             settings=settings,
             progress=self._progress,
         )

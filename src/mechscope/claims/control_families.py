@@ -1,13 +1,13 @@
 """Control families by name: what a claim may be compared with, drawn for a mechanism in a model.
 
     other components, same layers   as many heads (or neurons) in each layer, as many MLPs, none of the mechanism's
-    other components, any layer     as many in all, none of the mechanism's
+    other components, any layer     as many heads (or neurons) and as many MLPs in all, none of the mechanism's
     random subspaces                at the mechanism's sites, of its dimension, capturing as much variance
     covariance-matched directions   at a direction's site, spread as ordinary tokens are there, of its norm
     label-shuffled re-estimates     a direction estimated again from labels in another order, of its norm
     the mechanism's own rivals      of a kind that this project does not know, as `RivalledMechanism` says
     other positions, same sites     of sites: as many other positions at each; see `site_controls.py`
-    other positions, any layer      the same kinds of sites at any layer, as many positions in all
+    other positions, any layer      the same kinds of sites at any layer, as many positions of each kind
     random circuits                 connected, of a circuit's size, none of its edges; of latents or experts as many
                                     at each site, of those that are active, none of its own
 
@@ -96,6 +96,7 @@ def draw_family(
             seed=seed,
             name=family,
             anywhere=family == ANY_LAYER,
+            kind_of=_kind_of,
         )
         return _from_selections(drawn, of=type(mechanism))
     if family == SUBSPACES and isinstance(mechanism, Components | Neurons) and _is_in_parts(mechanism):
@@ -158,7 +159,7 @@ def best_family(model: Model, mechanism: Any) -> str:
         return known[0]
     selection, universe = selection_of(mechanism), universe_of(model, mechanism)
     for family in (SAME_LAYERS, ANY_LAYER):
-        n_members = n_selections(selection, universe, anywhere=family == ANY_LAYER)
+        n_members = n_selections(selection, universe, anywhere=family == ANY_LAYER, kind_of=_kind_of)
         if n_members >= FEWEST_THAT_GATE:
             return family
     has_room = all(len(selection[layer]) < len(universe[layer]) for layer in selection)
@@ -196,6 +197,10 @@ def universe_of(model: Model, mechanism: Components | Neurons) -> Mapping[Hashab
         layer: range(model.n_heads) for layer in range(model.n_layers)
     }
     return groups | ({"mlp": range(model.n_layers)} if mechanism.mlps else {})
+
+
+def _kind_of(group: Hashable) -> Hashable:
+    return "mlp" if group == "mlp" else "layer"
 
 
 def _no_family(family: str, mechanism: Any) -> BadClaim:

@@ -58,6 +58,10 @@ class Family:
         return len(self.members) == self.n_members
 
 
+def _of_one_kind(group: Hashable) -> Hashable:
+    return None
+
+
 def draw_selections(
     mechanism: Mapping[Hashable, Sequence[Hashable]],
     universe: Mapping[Hashable, Sequence[Hashable]],
@@ -66,6 +70,7 @@ def draw_selections(
     seed: int,
     name: str,
     anywhere: bool = False,
+    kind_of: Callable[[Hashable], Hashable] = _of_one_kind,
 ) -> Family:
     """Selections of the mechanism's size that share nothing with it.
 
@@ -77,6 +82,7 @@ def draw_selections(
         name: The family's name; a branch of the tree of seeds.
         anywhere: False keeps the number per group. True keeps only the total and draws from all groups:
             another, larger family, for models in which a layer has too few other heads.
+        kind_of: Of a group. With `anywhere` the total of each kind is kept: a head is no stand-in for an MLP.
 
     Returns:
         The family; empty where the groups hold no disjoint selection of that size.
@@ -86,7 +92,7 @@ def draw_selections(
 
     Cost: microseconds per draw. Caveat: with `anywhere`, controls may lie in layers that cannot matter.
     """
-    free, counts = _free_and_counts(mechanism, universe, anywhere)
+    free, counts = _free_and_counts(mechanism, universe, kind_of if anywhere else None)
     n_members = _n_members(free, counts)
     if n_members <= ENUMERATE_UP_TO:
         pools = [itertools.combinations(free[g], count) for g, count in counts.items()]
@@ -101,15 +107,16 @@ def n_selections(
     universe: Mapping[Hashable, Sequence[Hashable]],
     *,
     anywhere: bool = False,
+    kind_of: Callable[[Hashable], Hashable] = _of_one_kind,
 ) -> int:
     """How many members `draw_selections` could draw from: below 39 the family can't gate a claim."""
-    return _n_members(*_free_and_counts(mechanism, universe, anywhere))
+    return _n_members(*_free_and_counts(mechanism, universe, kind_of if anywhere else None))
 
 
 def _free_and_counts(
     mechanism: Mapping[Hashable, Sequence[Hashable]],
     universe: Mapping[Hashable, Sequence[Hashable]],
-    anywhere: bool,
+    pooled_by: Callable[[Hashable], Hashable] | None,
 ) -> tuple[dict[Hashable, list[Hashable]], dict[Hashable, int]]:
     _refuse_unless_inside(mechanism, universe)
     own = {g: set(mechanism.get(g, ())) for g in universe}
@@ -117,9 +124,15 @@ def _free_and_counts(
         g: [m for m in members if m not in own[g]] for g, members in universe.items()
     }
     counts: dict[Hashable, int] = {g: len(set(members)) for g, members in mechanism.items() if members}
-    if not anywhere:
+    if pooled_by is None:
         return free, counts
-    return {None: [(g, m) for g, members in free.items() for m in members]}, {None: sum(counts.values())}
+    totals: dict[Hashable, int] = {}
+    for g, count in counts.items():
+        totals[pooled_by(g)] = totals.get(pooled_by(g), 0) + count
+    pools: dict[Hashable, list[Hashable]] = {kind: [] for kind in totals}
+    for g, members in free.items():
+        pools.get(pooled_by(g), []).extend((g, m) for m in members)
+    return pools, totals
 
 
 def _n_members(free: Mapping[Hashable, Sequence[Hashable]], counts: Mapping[Hashable, int]) -> int:
@@ -155,8 +168,9 @@ def _regroup(selection: Selection, anywhere: bool) -> Selection:
     if not anywhere:
         return selection
     grouped: dict[Hashable, tuple[Hashable, ...]] = {}
-    for group, member in selection[None]:  # pyright: ignore[reportGeneralTypeIssues]
-        grouped[group] = (*grouped.get(group, ()), member)
+    for pool in selection.values():
+        for group, member in pool:  # pyright: ignore[reportGeneralTypeIssues]
+            grouped[group] = (*grouped.get(group, ()), member)
     return grouped
 
 

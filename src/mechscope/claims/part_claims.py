@@ -138,7 +138,7 @@ class Parts:
     def refuse_unless_of(self, model: Model) -> None:
         """Refuse another model than the circuit's, and dictionaries that do not fit it."""
         if isinstance(self.circuit, LatentCircuit):
-            self.circuit.refuse_unless_measurable(model, self._on(model))
+            self.circuit.refuse_unless_measurable(model, self.dictionaries_on(model))
         else:
             self.circuit.refuse_unless_of(model)
 
@@ -146,9 +146,10 @@ class Parts:
         """A split made ready to be run under circuits of these parts."""
         if isinstance(self.circuit, ExpertCircuit):
             return expert_runs(model, split, routing=self.circuit.routing, conventions=conventions)
-        return latent_runs(model, split, dictionaries=self._on(model), conventions=conventions)
+        return latent_runs(model, split, dictionaries=self.dictionaries_on(model), conventions=conventions)
 
-    def _on(self, model: Model) -> list[Dictionary]:
+    def dictionaries_on(self, model: Model) -> list[Dictionary]:
+        """The dictionaries of latents on the model's device; none of experts."""
         return [one.dictionary.to(device=model.device) for one in self.placed.values()]
 
     @cached_property

@@ -70,13 +70,19 @@ class SiteControls:
     def n_members(self, family: str) -> int:
         """How many there are."""
         mechanism, universe = self._selections(family)
-        return n_selections(mechanism, universe, anywhere=family == ANY_SITE)
+        return n_selections(mechanism, universe, anywhere=family == ANY_SITE, kind_of=_point_of)
 
     def draw(self, family: str, *, n_draws: int, seed: int) -> DrawnControls:
         """Members of a family, as `draw_selections` draws them."""
         mechanism, universe = self._selections(family)
         drawn = draw_selections(
-            mechanism, universe, n_draws=n_draws, seed=seed, name=family, anywhere=family == ANY_SITE
+            mechanism,
+            universe,
+            n_draws=n_draws,
+            seed=seed,
+            name=family,
+            anywhere=family == ANY_SITE,
+            kind_of=_point_of,
         )
         members = self._as_sites(drawn)
         n_members = drawn.n_members if drawn.n_members <= COUNTED else float("inf")
@@ -199,6 +205,10 @@ class SiteControls:
                 because=f"the held-out split has {n} prompts, and row i is the i-th of them",
                 instead="one row of positions for each of behavior.held_out.clean",
             )
+
+
+def _point_of(site: Hashable) -> str:
+    return Site.parse(str(site)).point
 
 
 def _shares(batch: TokenBatch, ordinary: torch.Tensor) -> dict[int, float]:

@@ -24,6 +24,7 @@ from mechscope.claims.controls import STRICTEST
 from mechscope.claims.evidence import Controls, Evidence, HeldOut
 from mechscope.claims.judge import judge
 from mechscope.claims.ledger import Ledger
+from mechscope.claims.part_claims import Parts
 from mechscope.claims.predictions import Prediction, RecordedBehavior, recorded
 from mechscope.claims.sites import Sites
 from mechscope.claims.verification import Difference, compare_records
@@ -103,7 +104,7 @@ class CheckingBench(Protocol):
     """A bench that can hold a circuit against more than its claim predicts."""
 
     def check_circuit(
-        self, circuit: Circuit, behavior: Any, held_out: HeldOut, *, settings: CheckSettings
+        self, circuit: Circuit | Parts, behavior: Any, held_out: HeldOut, *, settings: CheckSettings
     ) -> CircuitChecks:
         """The tests and controls of a circuit on held-out prompts that were opened for its claim."""
         ...
@@ -284,7 +285,11 @@ def test_opened(
     found = judge(held_out, evidence, seed=claim.seed)
     openings = max(opened.openings[recorded(behavior)] for behavior in _behaviors_of(claim))
     verdict = dressed(found, claim, openings=openings, fresh_seed=opened.fresh_seed)
-    if checks is not None and isinstance(ready.mechanism, Circuit) and isinstance(bench, CheckingBench):
+    if (
+        checks is not None
+        and isinstance(ready.mechanism, Circuit | Parts)
+        and isinstance(bench, CheckingBench)
+    ):
         beside = bench.check_circuit(ready.mechanism, claim.behavior, held_out, settings=checks)
         verdict = replace(verdict, checks=beside)
     return ClaimRecord(

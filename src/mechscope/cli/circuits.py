@@ -88,8 +88,7 @@ def circuit(
         "jaccard": None if found.stability is None else found.stability.jaccard,
         "stable edges": None if found.stability is None else len(found.stability.stable),
     }
-    checks = found.record.verdict.checks
-    _tell(found, numbers, files, as_json=as_json, beside={} if checks is None else checks.outcomes)
+    _tell(found, numbers, files, as_json=as_json)
 
 
 class Grain(StrEnum):
@@ -146,8 +145,8 @@ def parts(
     search = PartSearch(grain=grain.value, n_parts=keep, dictionaries=places, seed=seed)
     with bar() as tell:
         found = investigate_parts(opened, loaded, search=search, ledger=out, progress=tell)
-    options = {"--grain": grain.value, "--keep": keep, "--n": n, "--seed": seed, "--pairs": pairs}
-    options |= {"--dtype": dtype.value, "--device": device, "--out": out}
+    options = {"--grain": grain.value, "--keep": keep, "--n": n}
+    options |= {"--seed": seed, "--pairs": pairs, "--dtype": dtype.value, "--device": device, "--out": out}
     given = [word for place in dictionary or [] for word in ("--dictionary", place)]
     found = replace(found, command=_command("parts", model, behavior, options, given))
     files = save_part_investigation(found, out)
@@ -218,13 +217,13 @@ def _tell(
     files: Mapping[str, Path],
     *,
     as_json: bool,
-    beside: Mapping[str, str] | None = None,
 ) -> None:
     """What was concluded, the numbers, what stands beside the claim, and where the report is."""
     shown = {"outcome": found.record.verdict.outcome, "statement": found.record.claim.statement, **numbers}
+    checks = found.record.verdict.checks
+    beside = {} if checks is None else checks.outcomes
     if as_json:
-        checks = {} if beside is None else {"checks": beside}
-        emit({**shown, **checks, "files": {name: str(path) for name, path in files.items()}})
+        emit({**shown, "checks": beside, "files": {name: str(path) for name, path in files.items()}})
         return
     facts({name: f"{value:.3f}" if isinstance(value, float) else value for name, value in shown.items()})
     if beside:

@@ -15,7 +15,7 @@ from mechscope.figures import Block, Bullets, Callout, Lines, Prose, Section, Ta
 QUESTIONS = {
     "sufficiency": "Sufficiency: alone, is it closer to the model than random circuits of its size?",
     "necessity": "Necessity: does removing it cost more than removing random circuits of its size?",
-    "minimality": "Minimality: does each of its edges matter more than a random one?",
+    "minimality": "Minimality: does each of its {part}s matter more than a random one?",
     "random parts removed": "Random parts: does it keep the behaviour when a random part of the rest is removed?",
     "worst part removed": "Worst part: and when the part is chosen against it?",
     "equivalence": "Equivalence: is it above the model about as often as below it?",
@@ -42,16 +42,19 @@ WORLDS = {
 """What each world without the mechanism is."""
 
 
-def checks_sections(checks: CircuitChecks | None, *, about: str = "") -> list[Section]:
+def checks_sections(
+    checks: CircuitChecks | None, *, about: str = "", more_controls: str = ""
+) -> list[Section]:
     """All that stands beside a claim; none where nothing does.
 
     Args:
         checks: Of the claim's verdict.
         about: What the claim is about, where a report has several claims.
+        more_controls: How to ask for more searches where there is nothing to find, such as "--runs 0,19".
     """
     if checks is None:
         return []
-    controls = controls_section(checks)
+    controls = controls_section(checks, more=more_controls)
     return [tests_section(checks, about=about), *([] if controls is None else [controls])]
 
 
@@ -63,8 +66,8 @@ def tests_section(checks: CircuitChecks, *, about: str = "") -> Section:
     tests = sorted(checks.tests, key=lambda test: order.get(test.name, len(order)))
     rows = []
     for test in tests:
-        name, measured, _, p, corrected, outcome = test.row()
-        rows.append((QUESTIONS.get(test.name, str(name)), outcome, measured, _estimate(test), p, corrected))
+        _, measured, _, p, corrected, outcome = test.row()
+        rows.append((_question(checks, test.name), outcome, measured, _estimate(test), p, corrected))
     said = "; ".join(
         f"**{word}**: {told}" for word, told in WORDS.items() if word in {test.outcome for test in tests}
     )
@@ -81,7 +84,11 @@ def tests_section(checks: CircuitChecks, *, about: str = "") -> Section:
             f"wrong happens by chance in at most {level} of such reports.",
         ),
         Bullets(
-            [f"{QUESTIONS[test.name].partition(':')[0]}: {test.note}." for test in tests if test.name in TOLD]
+            [
+                f"{_question(checks, test.name).partition(':')[0]}: {test.note}."
+                for test in tests
+                if test.name in TOLD
+            ]
         ),
     ]
     if checks.left_out:
@@ -90,16 +97,17 @@ def tests_section(checks: CircuitChecks, *, about: str = "") -> Section:
     return Section(f"Beside {claim}: other tests", blocks)
 
 
-def controls_section(checks: CircuitChecks) -> Section | None:
+def controls_section(checks: CircuitChecks, *, more: str) -> Section | None:
     """The search again in worlds without the mechanism; None where it was not run."""
     controls = checks.controls
     if controls is None:
         return None
     n = max(one.n_draws for one in checks.worlds)
+    asked = f" (`{more}`)" if more else ""
     blocks: list[Block] = [
         Prose(
             "A search that finds as good a circuit where there is nothing tells of itself. So the same search was "
-            f"run {n} times in each of {len(checks.worlds)} worlds without the mechanism, and what it found was "
+            f"run {n} times in each of the worlds without the mechanism below, and what it found was "
             "measured on the same held-out pairs. **The verdict does not depend on it.** What a circuit carries is "
             "told as a share of the model's real gap between clean and corrupt prompts, since in a random network "
             "there is no gap of its own to take a share of."
@@ -109,7 +117,7 @@ def controls_section(checks: CircuitChecks) -> Section | None:
             (
                 "searched in",
                 "outcome",
-                "edges found",
+                f"{_part(checks)}s found",
                 "carried, of the real gap",
                 "has a gap",
                 "rank of ours",
@@ -118,7 +126,7 @@ def controls_section(checks: CircuitChecks) -> Section | None:
             _rows(checks, controls),
             caption="Mean, and the lowest to the highest search. Has a gap: searches in whose world clean and corrupt "
             f"prompts can be told apart at all. **{HOLDS}**: at most 5% of searches there would carry as much as the "
-            f"circuit; **{CANNOT_TELL}**: none does, but it takes 19 searches to show that (`--runs 0,19`); "
+            f"circuit; **{CANNOT_TELL}**: none does, but it takes 19 searches to show that{asked}; "
             f"**{NOT_SHOWN}**: some do.",
         ),
     ]
@@ -126,8 +134,8 @@ def controls_section(checks: CircuitChecks) -> Section | None:
         blocks.append(
             Lines(
                 controls.labelled(),
-                "What the strongest edges carry, from few to many: the model's, and each world's mean with its lowest "
-                "and highest search as a band.",
+                f"What the strongest {_part(checks)}s carry, from few to many: the model's, and each world's mean with "
+                "its lowest and highest search as a band.",
             )
         )
     return Section("The same search where there is nothing to find", blocks)
@@ -154,6 +162,14 @@ def _rows(
             )
         )
     return rows
+
+
+def _part(checks: CircuitChecks) -> str:
+    return str(checks.settings.get("part", "edge"))
+
+
+def _question(checks: CircuitChecks, name: str) -> str:
+    return QUESTIONS.get(name, name).format(part=_part(checks))
 
 
 def _estimate(test: CircuitTest) -> str:

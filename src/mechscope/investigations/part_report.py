@@ -17,6 +17,7 @@ from mechscope.figures import (
     Table,
 )
 from mechscope.figures.shown import number
+from mechscope.investigations.circuit_checks_section import checks_sections
 from mechscope.investigations.claim_section import claim_section
 from mechscope.investigations.found_report import (
     CLAIM,
@@ -74,6 +75,8 @@ def build_part_report(found: PartInvestigation) -> Report:
     report.add(_parts(found))
     report.add(_measures(found))
     report.add(claim_section(found.record, sizes="those of every claim about a circuit"))
+    for section in checks_sections(found.record.verdict.checks):
+        report.add(section)
     report.add(_not_shown(found))
     local = [place for place in found.search.dictionaries if Path(place).exists()]
     verified = ["mechscope", "claim", "verify", CLAIM]
@@ -83,7 +86,7 @@ def build_part_report(found: PartInvestigation) -> Report:
             found,
             asked="mechscope parts MODEL BEHAVIOR --out DIR",
             verified=shlex.join(verified),
-            what="the claim",
+            what="the claim and the tests beside it",
         )
     )
     return report

@@ -1,6 +1,7 @@
 """The latents or experts that carry a behaviour: chosen on train prompts, tested and described on held-out ones.
 
-The claim is frozen and tested before anything else is measured on held-out prompts. What a circuit is made of is said
+The claim is frozen and tested before anything else is measured on held-out prompts; what it is held against beside
+(`verdict.checks`) decides nothing. What a circuit is made of is said
 in one word, its grain, that also says what happens to what is no part: errors of dictionaries, choices of routers.
 """
 
@@ -15,6 +16,8 @@ from mechscope.circuits.discover import remember
 from mechscope.circuits.parts.evaluation import PartEvaluation, PartMeasures
 from mechscope.circuits.parts.experts import ExpertCircuit, choose_experts, evaluate_experts
 from mechscope.circuits.parts.latents import LatentCircuit, choose_latents, evaluate_latents
+from mechscope.circuits.statistics.checks import CheckSettings
+from mechscope.circuits.statistics.significance import TestSettings
 from mechscope.claims.claim import Claim
 from mechscope.claims.dictionary_places import Placed, open_place
 from mechscope.claims.part_claims import Parts, measure_parts
@@ -54,12 +57,14 @@ class PartSearch:
         grain: One of `GRAINS`.
         n_parts: How many at most; None for 100 latents, or a quarter of all experts.
         dictionaries: Places of the dictionaries of latents.
+        n_controls: Searches in each world without the mechanism; 0 leaves them out.
         seed: Of controls and resamples.
     """
 
     grain: str = "latents"
     n_parts: int | None = None
     dictionaries: tuple[str, ...] = ()
+    n_controls: int = 19
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -118,7 +123,7 @@ def investigate_parts(
         BadFile, DictionaryMismatch: no dictionaries there, or none of this model.
         PointUnavailable: experts of a model that has none.
 
-    Cost: about 450 runs of all held-out prompts under circuits.
+    Cost: about 900 runs of held-out prompts under circuits, one more for each part, and `3 * n_controls` searches.
     """
     stages = Stages(progress)
     train = behavior.train.select(range(min(N_TRAIN, len(behavior.train))))
@@ -128,7 +133,10 @@ def investigate_parts(
     circuit.refuse_unless_of(model)
     stages.begin("testing on held-out prompts", 0.03, 0.9)
     claim = Claim.about(circuit, dictionaries=search.dictionaries or None, seed=search.seed)
-    record = claim.examine(model, ledger=ledger, behaviors=[behavior], progress=stages.tell)
+    checks = CheckSettings(
+        tests=TestSettings(seed=search.seed), n_controls=search.n_controls, n_search=N_TRAIN
+    )
+    record = claim.examine(model, ledger=ledger, behaviors=[behavior], checks=checks, progress=stages.tell)
     stages.begin("describing the circuit on held-out prompts", 0.9, 0.99)
     held_out = behavior.held_out.select(range(min(N_EVALUATED, len(behavior.held_out))))
     mechanism = claim.mechanism

@@ -121,12 +121,13 @@ class DiscoveryControls:
     def labelled(self) -> LabelledArray:
         """Curves over size: the model's, and each control's mean with its lowest and highest draw."""
         names = (MODEL, *self.worlds)
+        sizes = "parts, times the circuit's" if "part" in self.settings else "share of edges"
         curves = [np.array([one.curve for one in self.of(world)]) for world in self.worlds]
         real = np.array(self.real.curve)
         return LabelledArray(
             np.stack([real, *(curve.mean(0) for curve in curves)]),
-            ("found in", "share of edges"),
-            coords={"found in": list(names), "share of edges": [f"{k:g}" for k in self.fractions]},
+            ("found in", sizes),
+            coords={"found in": list(names), sizes: [f"{k:g}" for k in self.fractions]},
             unit="carried, of the real gap",
             title="Discovery where there is nothing to find",
             low=np.stack([real, *(curve.min(0) for curve in curves)]),

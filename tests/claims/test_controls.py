@@ -5,9 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from mechscope.claims.controls import draw_selections, n_selections, shuffled_estimates
+from mechscope.claims.control_families import best_family, draw_family
+from mechscope.claims.controls import ANY_LAYER, draw_selections, n_selections, shuffled_estimates
+from mechscope.claims.mechanisms import Components
 from mechscope.claims.subspaces import matched_directions, random_subspaces
+from mechscope.models.opening import wrap
 from mechscope.vocabulary.errors import BadClaim, NotEnoughEvidence
+from small_models import prompts
+from tiny_models import tiny
 
 MECHANISM = {1: (2,), 2: (0, 5)}
 UNIVERSE = {layer: tuple(range(12)) for layer in range(4)}
@@ -71,6 +76,23 @@ def test_a_small_layer_gives_a_small_family_and_all_layers_a_larger_one():
     for member in family.members:
         assert sum(map(len, member.values())) == 3
         assert not any(head in mechanism.get(layer, ()) for layer, heads in member.items() for head in heads)
+
+
+def test_members_of_all_layers_keep_their_kinds():
+    """An MLP is no stand-in for a head: controls mostly of heads would make any MLP stand out."""
+    model = wrap(tiny("llama"), check=False)  # 3 layers of 4 heads
+    mechanism = Components(heads=((0, 1), (2, 3)), mlps=(1,))
+    family = draw_family(model, mechanism, reference=prompts(), family=ANY_LAYER, n_draws=1000, seed=0)
+    assert family.n_members == len(family.mechanisms) == math.comb(10, 2) * 2
+    for member in family.mechanisms:
+        assert (len(member.heads), len(member.mlps)) == (2, 1)
+        assert not set(member.heads) & set(mechanism.heads) and 1 not in member.mlps
+    assert best_family(model, mechanism) == ANY_LAYER
+    universe = {"a.0": (0, 1), "a.1": (0, 1), "b.0": (0, 1)}
+    kinds = draw(
+        mechanism={"a.0": (0,), "b.0": (1,)}, universe=universe, anywhere=True, kind_of=lambda site: site[0]
+    )
+    assert [sorted(member) for member in kinds.members] == [["a.0", "b.0"], ["a.1", "b.0"], ["a.1", "b.0"]]
 
 
 def test_where_no_disjoint_selection_exists_the_family_is_empty():

@@ -85,6 +85,22 @@ def test_sparing_is_judged_by_equivalence_in_both_directions(change: float, outc
     assert found.predictions[0].controls is None
 
 
+def test_sparing_is_judged_by_the_90_percent_interval_and_failure_by_the_95():
+    """Two one-sided tests at 5% each: a bound between the ends of the two intervals."""
+    other = split(seed=5, name="other")
+    probe = verdict(None, measured(spares(OTHER, 5.0), other, 0.3)).predictions[0]
+    inner, outer = probe.inner, probe.effect.interval
+    assert (inner.level, outer.level) == (0.90, 0.95) and outer.low < inner.low and inner.high < outer.high
+    for bound, outcome in (
+        ((inner.high + outer.high) / 2, "holds"),
+        (inner.high - 0.01 * inner.width, "undecided"),
+        ((inner.low + outer.low) / 2, "undecided"),
+        (outer.low - 0.01 * outer.width, "fails"),
+    ):
+        found = verdict(None, measured(spares(OTHER, bound), other, 0.3))
+        assert found.predictions[0].outcome == outcome
+
+
 def test_a_wide_interval_around_zero_is_no_evidence_of_sparing():
     other = split(seed=5, name="other")
     found = verdict(None, measured(spares(OTHER, 0.2), other, 0.0, sd=5.0))

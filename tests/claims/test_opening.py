@@ -1,6 +1,7 @@
 """Claims that are frozen together share one opening of their held-out prompts; none can be added after the look."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -45,6 +46,19 @@ def test_two_claims_open_once_and_their_verdicts_are_those_of_separate_tests(
     assert test_claim(first, EngineBench(model), ledger=ledger).verdict.held_out.openings == 2, (
         "a later look counts"
     )
+
+
+def test_the_ledger_is_written_before_a_held_out_prompt_is_run(model, behavior, tmp_path: Path) -> None:
+    class Watched(EngineBench):
+        lines: ClassVar[list[int]] = []
+
+        def open_split(self, behavior, *, fresh_seed):
+            self.lines.append(len(Ledger(tmp_path).entries()))
+            return super().open_split(behavior, fresh_seed=fresh_seed)
+
+    for _ in range(2):
+        open_held_out([claim(behavior, 0)], Watched(model), ledger=Ledger(tmp_path))
+    assert Watched.lines == [1, 2], "one reading an opening, each after its line"
 
 
 def test_a_claim_that_was_not_frozen_by_then_is_refused(model, behavior) -> None:

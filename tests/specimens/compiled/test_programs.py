@@ -138,6 +138,31 @@ def test_a_program_of_ones_own_compiles_with_several_conditions_and_sums() -> No
     assert any(evaluate(causal, row) != evaluate(program, row) for row in sequences(program, None))
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_what_a_copy_leaves_at_the_beginning_is_read_by_nothing(is_causal: bool) -> None:
+    """A copy writes its `otherwise` at [BOS] too; copies, selectors, means and functions of it must not see that."""
+    start = apply(lambda _: 0, indices)
+    first = copy(select(indices, start, operator.eq), tokens, otherwise="b")
+    before = apply(lambda index: index - 2, indices)
+    outputs = [
+        copy(select(indices, before, operator.eq), first, otherwise="n"),
+        copy(
+            select(indices, before, operator.eq) & select(first, tokens, operator.eq), tokens, otherwise="n"
+        ),
+        apply(lambda share: share > 0.5, mean(everything, apply(lambda word: int(word == "b"), first))),
+        mean(select(first, tokens, operator.ne), apply(lambda word: int(word == "b"), first)),
+        apply(lambda count: count, width(select(first, tokens, operator.eq))),
+        apply(lambda one, other: f"{one}{other}", first, tokens),
+    ]
+    for number, output in enumerate(outputs):
+        program = Program(
+            name=f"own_{number}", output=output, alphabet=("a", "b"), length=4, is_causal=is_causal
+        )
+        for n in (4, 2):
+            rows = list(product(program.alphabet, repeat=n))
+            assert greatest_error(compile_program(program), rows) < 1e-4, (number, n)
+
+
 def test_every_problem_of_a_program_is_told_at_once() -> None:
     number = mean(everything, apply(lambda word: int(word == "a"), tokens))
     output = copy(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mechscope.specimens.compiled.checking import Domain, check, series_of
+from mechscope.specimens.compiled.checking import Domain, check, series_of, sources_of
 from mechscope.specimens.compiled.rasp import (
     Added,
     Applied,
@@ -113,6 +113,22 @@ class Plan:
         for written, matrix in self.views[series].parts:
             rows[:, self.place(written)] += matrix
         return rows
+
+    def reading_words(self, series: Series) -> Float[Tensor, "value d_model"]:
+        """As `reading`, and nothing at [BOS], where a copy has left its `otherwise`."""
+        rows = self.reading(series)
+        for written, matrix in self.views[series].parts:
+            if isinstance(written, Copied):
+                left = self.domains[written].values.index(written.otherwise)
+                rows[:, self.subspaces["is_bos"]] -= matrix[:, [left]]
+        return rows
+
+    @cached_property
+    def copies_read(self) -> frozenset[Series]:
+        """Copies that another series is computed from."""
+        sources = {source for series in self.written for source in sources_of(series)}
+        parts = {written for source in sources for written, _ in self.views[source].parts}
+        return frozenset(written for written in parts if isinstance(written, Copied))
 
     def attention_at(self, layer: int) -> list[AttentionSeries]:
         """Series that heads of a layer compute, one head each."""

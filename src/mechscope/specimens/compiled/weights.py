@@ -74,6 +74,8 @@ def write_head(plan: Plan, series: AttentionSeries) -> Head:
     # A width counts [BOS] like a selected key; elsewhere it is half-way between selected and not.
     rest = n_conditions * SHARPNESS - (0.0 if isinstance(series, Counted) else SHARPNESS / 2)
     rows.append((torch.zeros_like(bos), 1.0, rest * bos))
+    if series in plan.copies_read:  # [BOS] itself always rests, so that what stands there is known
+        rows.append((bos, 0.0, (n_conditions + 1) * SHARPNESS * bos))
     values, targets = _value_rows(plan, series, bos)
     d_head = max(len(rows), len(values))
     q, k, v = (torch.zeros(d_head, plan.d_model, dtype=torch.float64) for _ in range(3))
@@ -94,7 +96,7 @@ def _condition_rows(plan: Plan, condition: Condition) -> list[tuple[Tensor, floa
     is_selected = torch.tensor(
         [[bool(condition.predicate(key, query)) for query in queries] for key in keys], dtype=torch.float64
     )
-    read_keys, read_queries = plan.reading(condition.keys), plan.reading(condition.queries)
+    read_keys, read_queries = plan.reading_words(condition.keys), plan.reading_words(condition.queries)
     by_query, by_key = _classes(is_selected.T), _classes(is_selected)
     rows: list[tuple[Tensor, float, Tensor]] = []
     if len(by_query) == 1 and len(by_query[0]) == len(queries):
@@ -128,7 +130,7 @@ def _value_rows(plan: Plan, series: AttentionSeries, bos: Tensor) -> tuple[Tenso
     if isinstance(series, Counted):
         return bos[None], targets
     source = plan.domains[series.values].values
-    read = plan.reading(series.values)
+    read = plan.reading_words(series.values)
     if isinstance(series, Averaged):
         return torch.tensor([[float(value) for value in source]], dtype=torch.float64) @ read, targets  # type: ignore[arg-type]
     values = plan.domains[series].values
@@ -148,7 +150,7 @@ def write_neurons(plan: Plan, series: Applied) -> Neurons:
     for combination in product(*(range(len(plan.domains[c].values)) for c in categories)):
         gate = torch.zeros(plan.d_model, dtype=torch.float64)
         for category, index in zip(categories, combination, strict=True):
-            gate += plan.reading(category)[index]
+            gate += plan.reading_words(category)[index]
         n_open = float(len(categories))
         if not categories:  # nothing but a number: closed at [BOS], where a number means nothing
             gate[plan.subspaces["is_bos"]] = -1.0

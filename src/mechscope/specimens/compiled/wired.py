@@ -93,4 +93,6 @@ def _wired(
 def _sources(plan: Plan, series: Applied, writers: Mapping[Series, Node]) -> set[Node]:
     sources = {writers[written] for argument in series.arguments for written, _ in plan.views[argument].parts}
     is_gated_by_bos = len(series.arguments) == 1 and plan.domains[series.arguments[0]].is_number
+    parts = [written for argument in series.arguments for written, _ in plan.views[argument].parts]
+    is_gated_by_bos |= any(isinstance(written, Copied) for written in parts)
     return sources | ({EMBED} if is_gated_by_bos else set())

@@ -84,8 +84,8 @@ class LatentBench(EngineBench):
         usual: np.ndarray | None = None,
         split: str = "held_out",
     ) -> None:
-        super().__init__(model)
-        self._opened_model, self._share, self._usual, self._named = model, share, usual, split
+        super().__init__(model, split=split)
+        self._opened_model, self._share, self._usual = model, share, usual
 
     def check(self, mechanism: Any, predictions: Sequence[Prediction]) -> None:
         """Latents satisfy these kinds of prediction by construction."""
@@ -121,11 +121,7 @@ class LatentBench(EngineBench):
         """The metric under each: held, exchanged, or with all else at the site exchanged."""
         del held_out
         how = prediction.how if prediction.kind == "lowers" else "alone"
-        return effects(self._opened_model, mechanisms, self._split(behavior, None), how=how)
-
-    def _split(self, behavior: Any, fresh_seed: int | None) -> Any:
-        del fresh_seed
-        return getattr(self._live(behavior), self._named)
+        return effects(self._opened_model, mechanisms, self.prompts.tested(behavior), how=how)
 
     def _moved_alike(self, mechanism: Latents, others: tuple[int, ...]) -> Latents:
         """Other latents, moved from what they usually hold by as much as the mechanism's are, where it is held."""

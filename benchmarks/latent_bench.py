@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.known_latents import N_PAIRS, Side, read_side
 from benchmarks.known_prompts import Concept, Pair
+from benchmarks.latent_reading import N_PAIRS, Side, read_side
 from mechscope.claims.bench import EngineBench
 from mechscope.claims.evidence import Evidence
 from mechscope.claims.predictions import Prediction

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.known_latents import Side, read_side, scored
 from benchmarks.known_prompts import Concept
 from benchmarks.latent_bench import OTHERS, LatentBench, Prepared, effect_row, effects, prepare, sized
 from benchmarks.latent_holds import ENOUGH, SIZES, choose_held, effects_of_nothing, measure_holds
+from benchmarks.latent_reading import Side, read_side, scored
 from mechscope.attribution.latents import attribute_latents
 from mechscope.claims.claim import Claim
 from mechscope.claims.predictions import lowers, recovers

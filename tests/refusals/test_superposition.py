@@ -41,6 +41,21 @@ def test_contexts_of_other_tokens_are_refused() -> None:
         measure_polysemanticity(torch.ones(5, 2), torch.zeros(4, dtype=torch.long))
 
 
+@pytest.mark.parametrize("contexts", [torch.arange(5) - 1, torch.arange(5.0)])
+def test_contexts_that_are_not_numbered_from_0_are_refused(contexts: torch.Tensor) -> None:
+    with pytest.raises(ShapeError, match="numbered from 0"):
+        measure_polysemanticity(torch.ones(5, 2), contexts)
+
+
+def test_relations_of_too_few_contexts_are_refused_and_not_left_uncounted() -> None:
+    for n in (2, 4):
+        with pytest.raises(ShapeError, match="3 contexts"):
+            measure_polysemanticity(
+                torch.rand(6, 2), torch.arange(6) % 3, related=torch.eye(n, dtype=torch.bool)
+            )
+    measure_polysemanticity(torch.rand(6, 2), torch.arange(6) % 3, related=torch.eye(3, dtype=torch.bool))
+
+
 def test_activations_with_nan_are_refused() -> None:
     with pytest.raises(NonFiniteActivations):
         measure_polysemanticity(torch.full((5, 2), torch.nan), torch.zeros(5, dtype=torch.long))

@@ -85,9 +85,9 @@ class Gate:
                 instead=", ".join(GATE_RULES),
             )
         needs_k = self.rule in ("topk", "groupmax", "matching_pursuit")
-        if needs_k != (self.k is not None) or (self.k is not None and self.k < 1):
+        if needs_k != (self.k is not None) or (self.k is not None and (self.k < 1 or self.k != int(self.k))):
             raise UnknownGate(
-                f'The gate "{self.rule}" {"needs k, at least 1" if needs_k else "takes no k"}.',
+                f'The gate "{self.rule}" {"needs a whole k, at least 1" if needs_k else "takes no k"}.',
                 got=f"k={self.k}",
                 because=GATE_RULES[self.rule],
                 instead='Gate(rule="topk", k=32)' if needs_k else f'Gate(rule="{self.rule}")',

@@ -23,7 +23,7 @@ from mechscope.engine.harvest.store import ActivationStore, rows_for
 from mechscope.models.inputs import Bos
 from mechscope.models.model import Model
 from mechscope.records.version import __version__
-from mechscope.vocabulary.errors import DictionaryMismatch
+from mechscope.vocabulary.errors import DictionaryError, DictionaryMismatch
 from mechscope.vocabulary.sites import Site
 
 _ROWS_AT_ONCE = 32
@@ -176,6 +176,10 @@ def job_at(site: str | Site | Sequence[str | Site], config: Architecture, **more
         reads, writes = (part.strip() for part in site.split("->"))
         return Job(reads=(Site.parse(reads),), writes=(Site.parse(writes),), config=config, **more)
     names = [site] if isinstance(site, str | Site) else list(site)
+    if not names:
+        raise DictionaryError(
+            "A dictionary reads at least one site.", got="no site", instead='site="resid_post.2"'
+        )
     return Job(reads=tuple(Site.parse(name) for name in names), config=config, **more)
 
 

@@ -112,7 +112,7 @@ def measure_polysemanticity(
 
     Cost: three passes over the activations and one product with a [unit, unit] rotation.
     """
-    _refuse_unless_labelled(activations, contexts)
+    _refuse_unless_labelled(activations, contexts, related)
     acts = activations.detach().cpu().double()
     labels = contexts.cpu()
     generator = torch.Generator().manual_seed(seed_for(seed, "polysemanticity"))
@@ -246,7 +246,7 @@ def compare_units(
     `compare_units(neurons, latents, contexts=contexts)["contexts"]` is negative where latents answer to fewer contexts.
     """
     for activations in (first, second):
-        _refuse_unless_labelled(activations, contexts)
+        _refuse_unless_labelled(activations, contexts, related)
     measured = [
         measure_units(acts.detach().cpu().double(), contexts.cpu(), related=related, n_top=n_top).by_name()
         for acts in (first, second)
@@ -295,12 +295,26 @@ def _related_vectors(related: Tensor) -> Tensor:
     return vectors
 
 
-def _refuse_unless_labelled(activations: Tensor, contexts: Tensor) -> None:
+def _refuse_unless_labelled(activations: Tensor, contexts: Tensor, related: Tensor | None) -> None:
     if activations.ndim != 2 or contexts.shape != activations.shape[:1] or not len(contexts):
         raise ShapeError(
             "Every token needs one context.",
             got=f"activations {list(activations.shape)}, contexts {list(contexts.shape)}",
             instead="activations [token, unit] and contexts [token]",
+        )
+    if contexts.is_floating_point() or int(contexts.min()) < 0:
+        raise ShapeError(
+            "Contexts are numbered from 0.",
+            got=f"{contexts.dtype}, from {contexts.min().item()}",
+            instead="whole numbers: torch.unique(names, return_inverse=True)[1]",
+        )
+    n_contexts = int(contexts.max()) + 1
+    if related is not None and tuple(related.shape) != (n_contexts, n_contexts):
+        raise ShapeError(
+            "What is related has a row and a column for each context.",
+            got=f"related {list(related.shape)}",
+            because=f"there are {n_contexts} contexts, and those without a row would not be counted",
+            instead=f"[{n_contexts}, {n_contexts}]",
         )
     if not bool(torch.isfinite(activations).all()):
         raise NonFiniteActivations(

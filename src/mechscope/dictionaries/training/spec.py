@@ -1,8 +1,9 @@
 """What is trained, and how: frozen settings of a training run, all of them JSON."""
 
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from operator import attrgetter
+from typing import Any, Literal, get_args
 
 from mechscope.dictionaries.architectures.base import Architecture
 from mechscope.vocabulary.errors import DictionaryError
@@ -111,6 +112,9 @@ class Training:
         precision: Of the full encoder product: "auto", "bfloat16" or "full". All else is in the weights' precision.
         is_sparse: False computes everything with full products: the slow oracle.
         seed: Of initial weights and the order of tokens.
+
+    Raises:
+        DictionaryError: numbers or words that mean nothing, all at once.
     """
 
     n_tokens: int | None = None
@@ -125,6 +129,29 @@ class Training:
     is_sparse: bool = True
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        revival = self.revival
+        is_wrong = {
+            "n_tokens": self.n_tokens is not None and self.n_tokens < 1,
+            "batch": self.batch < 1,
+            "rate": self.rate is not None and not self.rate > 0,
+            "betas": not all(0 <= beta < 1 for beta in self.betas),
+            "revival.check_every": revival.check_every < 1,
+            "revival.dead_after_tokens": revival.dead_after_tokens < 1,
+            "revival.aux_k": revival.aux_k < 0,
+            "revival.aux_share": not 0 < revival.aux_share <= 1,
+            "revival.resample_at": not all(0 < at <= 1 for at in revival.resample_at),
+        }
+        problems = [name for name, wrong in is_wrong.items() if wrong] + unknown_words(self)
+        if problems:
+            told = {name: attrgetter(name)(self) for name in problems}
+            raise DictionaryError(
+                "This is no training.",
+                got=", ".join(f"{name}={value!r}" for name, value in told.items()),
+                because="tokens, batch, rate and checks are positive, shares lie in 0 to 1, and words are those listed",
+                instead="Training(n_tokens=1_000_000, batch=4096), and None where a default is wanted",
+            )
+
     def rate_for(self, width: int) -> float:
         """Highest rate for a dictionary of a width."""
         return 1e-3 * (4096 / width) ** 0.5 if self.rate is None else self.rate
@@ -136,6 +163,18 @@ class Training:
             if getattr(self.schedule, name) == getattr(Schedule, name):
                 del saved["schedule"][name]
         return saved
+
+
+def unknown_words(settings: Training | Architecture) -> list[str]:
+    """Fields that hold another word than their annotation lists."""
+    found: list[str] = []
+    for item in fields(settings):
+        words = {word for one in (item.type, *get_args(item.type)) for word in get_args(one)}
+        listed = {word for word in words if isinstance(word, str)}
+        value = getattr(settings, item.name)
+        if listed and isinstance(value, str) and value not in listed:
+            found.append(item.name)
+    return found
 
 
 PRICE = "norms summed over sites"

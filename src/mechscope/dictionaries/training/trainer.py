@@ -19,7 +19,7 @@ from mechscope.dictionaries.training.checkpoint import open_checkpoint, save_che
 from mechscope.dictionaries.training.learner import Learner, Moment
 from mechscope.dictionaries.training.objective import Outcome
 from mechscope.dictionaries.training.resampling import resample
-from mechscope.dictionaries.training.spec import Job, Training
+from mechscope.dictionaries.training.spec import Job, Training, unknown_words
 from mechscope.engine.harvest.blocks import Blocks
 from mechscope.engine.harvest.stream import ActivationStream, Batch
 from mechscope.records.canonical import to_plain
@@ -226,6 +226,7 @@ def _refuse_unless_trainable(blocks: Blocks, jobs: Sequence[Job], training: Trai
             because=f"the activations are those of {', '.join(map(str, blocks.shapes))}",
             instead="harvest these sites too" if missing else "at least one job",
         )
+    _refuse_empty_aims(jobs)
     if training.revival.resample_at and any(job.is_cross_layer for job in jobs):
         raise DictionaryError(
             "Dead latents of a cross-layer transcoder are not resampled.",
@@ -241,6 +242,24 @@ def _refuse_unless_trainable(blocks: Blocks, jobs: Sequence[Job], training: Trai
             got=f"k_start={training.schedule.k_start:g} for {', '.join(aimless)}",
             because="these have no k, or a fixed one, and no L0 that they aim at",
             instead=f"k_start=1, or one of {', '.join(aiming)}",
+        )
+
+
+def _refuse_empty_aims(jobs: Sequence[Job]) -> None:
+    """Refuse a k or an L0 that no token can have, and words that an architecture does not know."""
+    problems: list[str] = []
+    for config in (job.config for job in jobs):
+        for name in ("k", "l0"):
+            aim = getattr(config, name, None)
+            if aim is not None and (aim <= 0 or (name == "k" and config.has_aim and aim > config.width)):
+                problems.append(f"{config.name} of {config.width} latents with {name}={aim:g}")
+        problems += [f"{config.name} with {name}={getattr(config, name)!r}" for name in unknown_words(config)]
+    if problems:
+        raise DictionaryError(
+            "No dictionary can be trained so.",
+            got=", ".join(dict.fromkeys(problems)),
+            because="some of the latents are active at a token, no more than there are, and words are those listed",
+            instead="ms.dictionaries.TopK(width=4096, k=32)",
         )
 
 

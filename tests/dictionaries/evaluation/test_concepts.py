@@ -122,6 +122,15 @@ def test_absorption_is_found_where_a_child_has_taken_the_parent_in() -> None:
     assert found.absorbed.low <= found.absorbed.value <= found.absorbed.high
 
 
+def test_what_points_too_little_along_the_probe_does_not_absorb() -> None:
+    values, parent, child = world()
+    found = absorption(
+        absorbing(), values, labels=parent, settings=AbsorptionSettings(least_cosine=0.9)
+    )  # the child's latent writes parent + child: a cosine of 0.71
+    assert found.missed.value == pytest.approx(float(child[parent].double().mean()), abs=0.02)
+    assert found.absorbed.value == 0 and not found.absorbers
+
+
 def test_its_twin_without_absorption_shows_none() -> None:
     values, parent, _ = world()
     found = absorption(faithful(), values, labels=parent)

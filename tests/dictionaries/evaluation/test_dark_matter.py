@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from dictionaries.evaluation.known import SITE, identity, texts
 from mechscope.dictionaries.dictionary import Dictionary
@@ -90,6 +91,31 @@ def test_what_the_error_costs_is_what_the_evaluation_says() -> None:
     assert found.fvu.value == pytest.approx(whole["fvu"].value, rel=1e-6)
     assert found.costs["rest"].value == pytest.approx(0, abs=0.05)
     assert found.costs["linear"].value == pytest.approx(found.costs["error"].value, abs=0.05)
+
+
+def test_each_cost_leaves_out_what_its_name_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a linear map that knows nothing and a predictor that knows the error, all costs are known."""
+    model, text, dictionary = model_of("llama"), texts(12), missing_directions(16)
+
+    def error(read: Tensor) -> Tensor:
+        left = read - dictionary(read).double()
+        return torch.cat([left, left.square().sum(1, keepdim=True)], dim=1)
+
+    nothing, everything = Ridge(lambda read: 0 * error(read)), Ridge(error)
+    nothing.weights = everything.weights = torch.eye(
+        34, 33, dtype=torch.float64
+    )  # the features are the answer
+
+    def known(*_: object) -> tuple[Ridge, Ridge]:
+        return nothing, everything
+
+    monkeypatch.setattr("mechscope.dictionaries.evaluation.dark_matter._fitted_predictors", known)
+    found = dark_matter(dictionary, model, text, settings=replace(QUICK, costs=True))
+    assert abs(found.costs["error"].value) > 0.01
+    assert found.costs["rest"].value == pytest.approx(found.costs["error"].value, abs=1e-6)
+    assert found.costs["linear"].value == pytest.approx(0, abs=1e-6)
+    assert found.costs["unpredictable"].value == pytest.approx(0, abs=1e-6)
+    assert found.linear.value < 0.01 and found.predictable.value == pytest.approx(1, abs=1e-6)
 
 
 def test_few_prompts_are_refused() -> None:

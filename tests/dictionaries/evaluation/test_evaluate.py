@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import mechscope as ms
 from dictionaries.evaluation.known import (
     SITE,
     exact_cross_layer,
@@ -70,6 +71,32 @@ def test_recovery_depends_on_the_ablation_that_is_declared() -> None:
     assert zeros["ce_recovered"].value == pytest.approx(0, abs=1e-9)
     assert abs(of_zero["ce_recovered"].value) > 0.01
     assert of_zero.settings["ablation"] == "zero"
+
+
+def test_kl_is_from_the_models_own_prediction_to_the_changed_one() -> None:
+    """By hand, prompt by prompt without padding; the other way round it is another number."""
+    model, text, dictionary = model_of("llama"), texts(5), noisy(identity(32), 0.1)
+    mean = model.run(text, capture=[SITE]).cache[SITE][text.mask.bool()].mean(0)
+    sums, others, n = {"kl_replaced": 0.0, "kl_ablated": 0.0}, 0.0, 0
+    for row, n_pad in zip(text.ids, text.n_pad, strict=True):
+        ids = row[None, int(n_pad) :]
+        clean = model.logits(ids)[0, :-1].double().log_softmax(-1)
+        changes = {
+            "kl_replaced": ms.edit(SITE, dictionary),
+            "kl_ablated": ms.edit(SITE, lambda value: mean.expand_as(value)),
+        }
+        for name, change in changes.items():
+            changed = model.logits(ids, interventions=[change])[0, :-1].double().log_softmax(-1)
+            sums[name] += float((clean.exp() * (clean - changed)).sum())
+            others += float((changed.exp() * (changed - clean)).sum()) * (name == "kl_replaced")
+        n += ids.shape[1] - 1
+    found = evaluate(dictionary, model, text, settings=QUICK)
+    for name, total in sums.items():
+        assert found[name].value == pytest.approx(total / n, rel=1e-5)
+    assert found["kl_recovered"].value == pytest.approx(
+        1 - sums["kl_replaced"] / sums["kl_ablated"], rel=1e-5
+    )
+    assert abs(others - sums["kl_replaced"]) > 1e-3 * sums["kl_replaced"]
 
 
 @pytest.mark.parametrize("make", [exact_transcoder, exact_cross_layer])

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from family_cases import opened
 from features.cases import N_LATENTS, built, corpus, dense_codes, dictionary_of, model_of
 from mechscope.data.firing import Firing, is_dead, is_denser_than
 from mechscope.features.exports import export_circuit_tracer, export_neuronpedia
 from mechscope.features.index import FeatureIndex, open_index
 from mechscope.features.manifest import IndexSettings
+from mechscope.features.relations import logit_directions
 from mechscope.vocabulary.errors import BadFile, PositionOutOfRange
 
 
@@ -52,6 +54,21 @@ def test_logit_effects_are_what_a_push_along_the_decoder_does_at_a_fixed_norm(in
     run = model.run(corpus().batch(range(16))[0], capture=["ln_final_scale"])
     scales = run["ln_final_scale"][..., 0][corpus().batch(range(16))[1]]
     assert scale == pytest.approx(float(scales.median()), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "granite"])
+def test_a_push_is_followed_through_each_kind_of_head(family: str) -> None:
+    """A LayerNorm centres, Gemma's norm multiplies by one more than its weight, Granite divides its logits."""
+    model = opened(family)
+    hf, push = model.hf, torch.randn(3, model.d_model, dtype=torch.float64, generator=torch.manual_seed(0))
+    norm = hf.transformer.ln_f if family == "gpt2" else hf.model.norm
+    centered = push - push.mean(1, keepdim=True) if family == "gpt2" else push
+    weight = 1 + norm.weight if family == "gemma2" else norm.weight
+    divided = hf.config.logits_scaling if family == "granite" else 1.0
+    wanted = (centered * weight / 1.7) @ hf.lm_head.weight.T / divided
+    assert divided != 1 or family != "granite"
+    found = push.float() @ logit_directions(model, 1.7)
+    torch.testing.assert_close(found, wanted.detach().float(), rtol=1e-4, atol=1e-5)
 
 
 def test_neighbors_are_by_cosine_and_by_correlation_of_firing(index: FeatureIndex) -> None:

@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 import mechscope as ms
 from mechscope.claims.bench import EngineBench
 from mechscope.claims.ledger import Ledger
 from mechscope.claims.testing import open_held_out, test_claim, test_opened
+from mechscope.engine.experiment import Experiment
+from mechscope.engine.naive import measure_naively
 from mechscope.vocabulary.errors import HeldOutOpened
 
 HEADS = ms.Components(heads=((0, 5), (1, 11)))
@@ -59,6 +62,24 @@ def test_the_ledger_is_written_before_a_held_out_prompt_is_run(model, behavior, 
     for _ in range(2):
         open_held_out([claim(behavior, 0)], Watched(model), ledger=Ledger(tmp_path))
     assert Watched.lines == [1, 2], "one reading an opening, each after its line"
+
+
+def test_mean_ablations_take_their_values_from_train_prompts(model, behavior) -> None:
+    """By hand, with the held-out prompts as the reference beside it: they would give another number."""
+    split, bench = behavior.held_out, EngineBench(model)
+
+    def after(reference) -> np.ndarray:
+        rows = [reference.clean.row(i) for i in range(len(reference))]
+        writes = [ms.ablate("z.0", "mean", reference=rows, heads=[5])]
+        writes += [ms.ablate("z.1", "mean", reference=rows, heads=[11])]
+        return measure_naively(
+            model, Experiment(inputs=split.clean, writes=tuple(writes), metric=split.metric)
+        ).numpy()
+
+    held_out = bench.open_split(behavior, fresh_seed=None)
+    found = bench.measure([HEADS], ms.lowers(0.1), behavior, held_out)[0]
+    assert np.allclose(found, after(behavior.train), atol=1e-4)
+    assert not np.allclose(found, after(split), atol=1e-3)
 
 
 def test_a_claim_that_was_not_frozen_by_then_is_refused(model, behavior) -> None:

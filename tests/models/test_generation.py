@@ -121,6 +121,15 @@ def test_a_row_samples_the_same_wherever_it_stands_in_the_batch() -> None:
     assert forward == tokens_of(model, rows[::-1], temperature=1.0, seed=5)[::-1]
 
 
+def test_different_prompts_draw_from_different_streams() -> None:
+    """From one stream they would all take the token of the same rank, and samples of prompts would not be apart."""
+    model, batch = model_of("gpt2"), random_rows((4,) * 8)
+    new = model.generate(batch, max_new_tokens=1, temperature=1e9, returns="tokens", stops_at_eos=False)
+    last = model.logits(batch)[:, -1]
+    ranks = {int((row > row[chosen]).sum()) for row, (chosen,) in zip(last, new, strict=True)}
+    assert len(ranks) > 4
+
+
 def test_top_p_keeps_the_smallest_set_with_that_much_probability() -> None:
     model = model_of()
     assert tokens_of(model, temperature=1.0, top_p=1e-6) == tokens_of(model), (

@@ -184,3 +184,23 @@ def with_less(dictionary: Dictionary) -> Dictionary:
     """A dictionary that explains half of what it did, so that errors carry as much."""
     tensors = dict(dictionary.tensors)
     return Dictionary(dictionary.settings, tensors | {"W_dec": tensors["W_dec"] / 2})
+
+
+def test_where_parts_are_too_many_to_remove_one_by_one_their_scores_say_which_is_the_worst(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, dictionaries = planted_latents()
+    monkeypatch.setattr("mechscope.circuits.statistics.part_checks.MOST_REMOVED_ONE_BY_ONE", 0)
+    settings = replace(FAST, n_parts=4, tests=TestSettings(n_rivals=4, n_inflated=0))
+    wrong = LatentCircuit.of(dictionaries, latents={"mlp_out.0": (1,), "mlp_out.1": (3,)}, errors="removed")
+
+    def check(circuit: LatentCircuit) -> CircuitChecks:
+        return check_parts(
+            model, circuit, search=asked(8, 6), test=asked(), dictionaries=dictionaries, settings=settings
+        )
+
+    with double("opt"):
+        found = choose_latents(model, asked(8, 6), dictionaries=dictionaries, n_latents=3, errors="removed")
+        scored, unscored = check(replace(found, kept=wrong.kept)), check(wrong)
+    assert scored["worst part removed"].estimate == pytest.approx(0, abs=0.2)
+    assert any("can't be looked for" in reason for reason in unscored.left_out)

@@ -147,6 +147,23 @@ def test_the_strongest_effects_are_kept_and_the_rest_is_counted(
     assert (part.influence <= sparse.influence + 1e-12).all()
 
 
+def test_what_was_dropped_stays_on_record_in_a_pruned_graph() -> None:
+    whole = graph_of(Budget(row_share=0.7))
+
+    def lost(graph: AttributionGraph) -> dict[str, float]:
+        return {
+            graph.nodes.name(int(target)): float(size)
+            for block in graph.adjacency.blocks
+            if block.dropped is not None
+            for target, size in zip(block.targets, block.dropped, strict=True)
+        }
+
+    small = whole.prune(0.9, 0.9)
+    kept = {small.nodes.name(index) for index in range(len(small))} & set(lost(whole))
+    assert kept and sum(lost(whole)[name] > 0 for name in kept) > len(kept) / 2
+    assert lost(small) == {name: lost(whole)[name] for name in kept}
+
+
 def test_all_is_kept_where_nothing_is_dropped(sparse: AttributionGraph) -> None:
     assert same(graph_of(Budget(row_share=1.0)), sparse) and not sparse.dropped.any()
     block = RowBlock(np.arange(1), np.arange(3), np.array([[3.0, -2.0, 1.0]]))

@@ -79,7 +79,10 @@ class AttributionGraph:
 
     @cached_property
     def dropped(self) -> Float[np.ndarray, " node"]:
-        """Share of each node's inputs, by size, whose effects were not kept (`Budget.row_share`)."""
+        """Share of each node's inputs, by size, whose effects were not kept (`Budget.row_share`).
+
+        In a pruned graph it is a share of fewer inputs: those that pruning left, and what was not kept before.
+        """
         return self.adjacency.dropped()
 
     def prune(self, node_share: float = 0.8, edge_share: float = 0.98) -> "AttributionGraph":

@@ -239,6 +239,19 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(config: s
     assert not torch.equal(bits(other)["dec.0"], wanted["dec.0"]), "another seed gives other bits"
 
 
+def test_who_was_dead_between_two_looks_is_known_after_an_interruption(tmp_path: Path) -> None:
+    more = {"revival": Revival(dead_after_tokens=100, check_every=7), "n_tokens": 128 * 20}
+    whole = trainer(TopK(width=400, k=1), **more)
+    whole.run()
+    stopped = trainer(TopK(width=400, k=1), **more)
+    stopped.run(folder=tmp_path, stop_at=10)
+    assert len(stopped.learners[0].dead), "the dead learn from the error before anybody looks again"
+    resumed = trainer(TopK(width=400, k=1), **more)
+    resumed.run(folder=tmp_path)
+    ours, wanted = bits(resumed), bits(whole)
+    assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize("config", ["relu", "batch_topk"])
 def test_a_crosscoder_begun_under_another_price_does_not_go_on(
     config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ import torch
 
 from behaviors.speakers import NAMES, small_model, speechless_model
 from mechscope.behaviors import from_pairs, from_tokens
-from mechscope.interventions.metrics import LogitDifference, LogProbability, ProbabilityDifference
+from mechscope.interventions.metrics import Accuracy, LogitDifference, LogProbability, ProbabilityDifference
 from mechscope.vocabulary.errors import (
     BadFile,
     BadPairs,
@@ -284,3 +284,16 @@ def test_token_pairs_that_do_not_belong_together_are_refused() -> None:
         from_tokens([[1, 2]], [[1, 3]], answers=[4], wrong=[4])
     with pytest.raises(BadPairs, match="can't be used"):
         from_tokens([[1, 2]], [[1, 2]], answers=[4], wrong=[5])
+
+
+def test_accuracy_is_against_every_token_where_some_pair_has_no_foil() -> None:
+    """Of a pair without a foil, an accuracy against foils would be 1 whatever the model says."""
+    mixed = from_tokens(
+        [[1, 2], [3, 4]], [[1, 5], [3, 6]], answers=[7, 8], wrong=[[9], []], metric="accuracy"
+    )
+    assert mixed.metric == Accuracy(answers=((7,), (8,)))
+    logits = torch.zeros(2, 1, 20)
+    logits[:, 0, 11] = 1.0
+    assert mixed.metric.measure(logits).tolist() == [0.0, 0.0]
+    both = from_tokens([[1, 2], [3, 4]], [[1, 5], [3, 6]], answers=[7, 8], wrong=[9, 10], metric="accuracy")
+    assert both.metric == Accuracy(answers=((7,), (8,)), wrong=((9,), (10,)))

@@ -61,6 +61,14 @@ def test_rank_and_accuracy_see_what_ranks_higher() -> None:
     assert measured(Accuracy(answers=((0,), (3,)), wrong=((2,), (2,)))) == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("kind", [LogitDifference, ProbabilityDifference, Accuracy])
+def test_foils_for_some_rows_only_are_refused(kind: type[Metric]) -> None:
+    """Accuracy would call a row without a foil right, whatever the model says."""
+    with pytest.raises(ShapeError, match="foils for every row or for none"):
+        kind(answers=((1,), (2,)), wrong=((3,), ()))  # type: ignore
+    assert LogProbability(answers=((1,), (2,)), wrong=((3,), ())).n_rows == 2, "it reads no foils"
+
+
 def test_without_foils_the_logit_difference_is_the_mean_logit() -> None:
     assert measured(LogitDifference(answers=ANSWERS)) == pytest.approx([3.0, 2.25])
 

@@ -171,7 +171,9 @@ def metric_of(kind: str, answers: Answers, wrong: Answers) -> Metric:
             because="it is the answer's value less the foil's",
             instead='give wrong answers, or metric="log_probability"',
         )
-    return METRICS[kind](answers=answers, wrong=wrong)
+    # A pair without a foil would count as right whatever the model says.
+    foils = wrong if kind != "accuracy" or all(wrong) else ()
+    return METRICS[kind](answers=answers, wrong=foils)
 
 
 def usual_metric(pairs: Sequence[TokenPair]) -> str:

@@ -85,12 +85,16 @@ class _OfAnswers(Metric):
         wrong: Foils of each row; may be empty where the metric needs none.
     """
 
+    reads_foils: ClassVar[bool] = False
     answers: Answers
     wrong: Answers = ()
 
     def __post_init__(self) -> None:
-        if any(len(row) == 0 for row in self.answers) or (
-            self.wrong and len(self.wrong) != len(self.answers)
+        n_foiled = sum(map(bool, self.wrong))
+        if (
+            any(len(row) == 0 for row in self.answers)
+            or (self.wrong and len(self.wrong) != len(self.answers))
+            or (self.reads_foils and n_foiled not in (0, len(self.wrong)))
         ):
             raise ShapeError(
                 "A metric needs an answer for every row, and foils for every row or for none.",
@@ -131,6 +135,7 @@ class LogitDifference(_OfAnswers):
     """Logit of the answer less the foil's; mean logits where a side is a set. In logits."""
 
     kind: ClassVar[str] = "logit_difference"
+    reads_foils: ClassVar[bool] = True
     unit: ClassVar[str] = "logits"
 
     def reading(self) -> Reading:
@@ -161,6 +166,7 @@ class ProbabilityDifference(_OfAnswers):
     """Probability of the answers less that of the foils, -1 to 1."""
 
     kind: ClassVar[str] = "probability_difference"
+    reads_foils: ClassVar[bool] = True
     unit: ClassVar[str] = "probability"
 
     def measure(self, logits: Float[Tensor, "rows pos columns"]) -> Float[Tensor, " rows"]:
@@ -194,6 +200,7 @@ class Accuracy(_OfAnswers):
     """
 
     kind: ClassVar[str] = "accuracy"
+    reads_foils: ClassVar[bool] = True
     unit: ClassVar[str] = "fraction"
 
     def reading(self) -> Reading:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dictionaries.test_training import CONFIGS, HERE, KINDS, D, F, blocks, training
 from mechscope.dictionaries.architectures.base import decoder_norms
 from mechscope.dictionaries.training.learner import Learner, Moment
-from mechscope.dictionaries.training.objective import compute_outcome
+from mechscope.dictionaries.training.objective import _auxiliary, compute_outcome
 from mechscope.dictionaries.training.spec import Job, Revival, Schedule
 
 K, L0, LOOSE, PRESSURE, DONE = 4, 4.0, 1.25, 46 / 60, 45 / 60
@@ -212,6 +212,36 @@ def test_loss_and_gradients_are_those_of_plain_arithmetic(name: str) -> None:
         found = learner.params[key].grad
         assert found is not None and leaf.grad is not None and leaf.grad.abs().max() > 0, key
         assert torch.allclose(found, leaf.grad, rtol=1e-7, atol=1e-12), key
+
+
+def test_few_dead_latents_weigh_less_than_all_that_may_learn() -> None:
+    """Two of the four that AuxK takes count half, as where two of its latents were silent."""
+    learner, x, _ = learner_of("topk")
+    learner.dead, p = DEAD[:2], learner.params
+    left = torch.randn(x.shape, generator=torch.Generator().manual_seed(5), dtype=x.dtype)
+    found = _auxiliary(learner, learner.views(x, Moment(45, 60)), left)
+    wanted, taken = left[: len(left) // 2], x[: len(left) // 2] - p["b_dec"]
+    pre = taken @ p["enc.0"][learner.dead].T + p["b_enc.0"][learner.dead]
+    error = (pre.relu() @ p["dec.0"][learner.dead] - wanted).square().mean()
+    size = (wanted - wanted.mean(0)).square().mean()
+    assert found.item() == pytest.approx((AUX_WEIGHT * error / size).item() / 2, rel=1e-9)
+
+
+def test_a_decoder_of_unit_rows_learns_only_what_keeps_their_length() -> None:
+    """The twin: a free decoder's gradient is left as it is."""
+    for policy in ("unit", "free"):
+        learner, x, _ = learner_of("topk")
+        learner.policy, rows = policy, learner.params["dec.0"]
+        with torch.no_grad():
+            rows.div_(rows.norm(dim=1, keepdim=True))
+        compute_outcome(learner, x, x, Moment(45, 60)).loss.backward()
+        assert rows.grad is not None
+        before = rows.grad.clone()
+        with torch.no_grad():
+            learner._before_update()
+        along = (before * rows).sum(1, keepdim=True)
+        assert float(along.detach().abs().max()) > 1e-4
+        torch.testing.assert_close(rows.grad, before - along * rows if policy == "unit" else before)
 
 
 OF_KINDS = [

@@ -10,6 +10,7 @@ import torch
 
 import mechscope as ms
 from features.cases import N_LATENTS, SMALL, built, corpus, dense_codes, dictionary_of, model_of, texts
+from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.features import parts
 from mechscope.features.building import build
 from mechscope.features.index import FeatureIndex
@@ -166,6 +167,27 @@ def test_half_precision_halves_the_values_and_says_so(tmp_path: Path) -> None:
     assert index.entries(6).value.dtype == np.float16
     np.testing.assert_allclose(entries_of(index), dense_codes(corpus()), rtol=2e-3, atol=1e-6)
     assert index[6].top[0].value == pytest.approx(index.statistics.largest[6])
+
+
+def test_activations_that_half_precision_can_not_hold_are_refused_or_stay_firings(tmp_path: Path) -> None:
+    def scaled(factor: float) -> FeatureIndex:
+        one = dictionary_of("jumprelu")
+        tensors = {
+            name: value * (1 / factor if name == "W_dec" else 1.0 if name == "b_dec" else factor)
+            for name, value in one.tensors.items()
+        }
+        settings = IndexSettings(value_dtype="float16")
+        folder = tmp_path / f"{factor}"
+        return build(
+            model_of(), Dictionary(one.settings, tensors), corpus(), folder=folder, settings=settings
+        )
+
+    with pytest.raises(BadFile, match=r"6\.55e\+04"):
+        scaled(1e6)
+    small, usual = scaled(1e-12), scaled(1.0)
+    assert np.array_equal(small.statistics.fires, usual.statistics.fires)
+    assert small.dead() == usual.dead() and 0 < small.statistics.largest.max() < 1e-7
+    assert len(small[11].top) == len(usual[11].top)
 
 
 def test_files_that_were_shortened_or_altered_are_refused(tmp_path: Path) -> None:

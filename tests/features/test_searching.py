@@ -26,6 +26,15 @@ def test_a_place_to_search_may_be_named_alone(index: FeatureIndex) -> None:
     assert index.search("w3", over="text").hits == index.search("w3", over=["text"]).hits
 
 
+def test_a_contrast_leaves_out_what_hardly_fires_on_these(index: FeatureIndex) -> None:
+    these, those = ["w3 w4 w5", "w5 w6 w9"], ["w1", "w2 w8"]
+    here, own = peaks(index, these)[0].max(0), np.maximum(index.statistics.largest, 1e-12)
+    everything = index.contrast(these, those, k=index.n_latents).latents
+    some = index.contrast(these, those, k=index.n_latents, least=0.6).latents
+    assert some == [one for one in everything if here[one] >= 0.6 * own[one]]
+    assert 0 < len(some) < len(everything)
+
+
 def test_labels_are_searched_by_their_words_and_rankings_are_joined(index: FeatureIndex) -> None:
     index.label(9, "golden bridges")
     index.label(2, "a Golden gate in the west")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from scipy import sparse
 from torch import Tensor
 
@@ -70,7 +71,7 @@ def build(
 
     Raises:
         DictionaryMismatch: the dictionary is not of this model.
-        BadFile: the folder holds an index of something else.
+        BadFile: the folder holds an index of something else, or float16 is too small for the activations.
         DiskFull: no room; what the manifest names is whole.
 
     Cost: the text through the model up to the last site read, the encoder's product, and O(tokens x L0) to write.
@@ -209,7 +210,7 @@ class _Build:
         entries = Entries(
             np.repeat(np.arange(codes.shape[1], dtype=np.int32), np.diff(columns.indptr)),
             columns.indices.astype(np.int64) + base + low,
-            columns.data.astype(manifest.settings.value_dtype),
+            stored_values(columns.data, manifest.settings.value_dtype),
         )
         serial = manifest.next_serial
         activations = save_entries(folder, serial, entries)
@@ -268,6 +269,26 @@ def compact(dictionary: Dictionary) -> Dictionary:
     half = dictionary.to(dtype=torch.float16)
     same = all(torch.equal(half.tensors[k].to(v.dtype), v) for k, v in dictionary.tensors.items())
     return half if same and dictionary.dtype == torch.float32 else dictionary
+
+
+def stored_values(values: Float[np.ndarray, " entry"], dtype: str) -> Float[np.ndarray, " entry"]:
+    """Activations as they are kept: rounded, but none that is not zero becomes zero.
+
+    Raises:
+        BadFile: one is larger than the dtype holds.
+    """
+    with np.errstate(over="ignore"):
+        kept = values.astype(dtype)
+    if not np.isfinite(kept).all():
+        raise BadFile(
+            f"Activations of this dictionary can't be kept as {dtype}.",
+            got=f"{np.abs(values).max():.4g}",
+            because=f"the largest number that {dtype} holds is {np.finfo(dtype).max:.4g}",
+            instead='IndexSettings(value_dtype="float32"), in an empty folder',
+        )
+    lost = (kept == 0) & (values != 0)
+    kept[lost] = np.copysign(np.finfo(dtype).smallest_subnormal, values[lost])
+    return kept
 
 
 def open_statistics(folder: Path, manifest: Manifest) -> Statistics:

@@ -136,6 +136,17 @@ def test_a_circuit_remembers_the_search_that_found_it() -> None:
     assert search_of(truth()) is None, "a circuit that was written down"
 
 
+def test_a_circuit_remembers_the_conventions_of_its_search(tmp_path) -> None:
+    model, behavior = reverse()
+    split: Split = behavior.train.select(range(6))
+    settings = {"method": "acdc", "threshold": 0.5, "distance": "change"}
+    found = discover(model, split, conventions=Conventions(ablation="zero"), **settings)
+    found.save(tmp_path / "circuit.json")
+    again = search_of(Circuit.load(tmp_path / "circuit.json"))
+    assert again is not None and again(model, split) == found
+    assert discover(model, split, **settings) != found
+
+
 def test_what_can_not_be_asked_is_said_and_the_rest_is_done() -> None:
     found = checks_of(truth(), replace(FAST, n_tested=6, n_controls=1))
     assert [test.name for test in found.tests] == ["random parts removed", "worst part removed"]

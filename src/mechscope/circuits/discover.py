@@ -79,13 +79,17 @@ def search_of(circuit: Circuit) -> Callable[[Model, Split], Circuit] | None:
     if asked is None:
         return None
     size = circuit.settings.get("n_edges") if asked["has_size"] else None
-    return lambda model, split: discover(
-        model, split, method=asked["method"], n_edges=size, **asked["settings"]
-    )
+    settings = dict(asked["settings"])
+    if isinstance(settings.get("conventions"), dict):
+        settings["conventions"] = Conventions(**settings["conventions"])
+    return lambda model, split: discover(model, split, method=asked["method"], n_edges=size, **settings)
 
 
 def _asked(method: str, settings: dict[str, Any], n_edges: int | None) -> dict[str, Any]:
     """What `search_of` needs; the size stands by itself, since it may be chosen afterwards."""
+    conventions = settings.get("conventions")
+    if isinstance(conventions, Conventions) and conventions.constants is None:
+        settings = settings | {"conventions": conventions.to_json()}
     try:
         plain = to_plain(settings)
     except NotSerializable:

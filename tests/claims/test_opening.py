@@ -82,6 +82,18 @@ def test_mean_ablations_take_their_values_from_train_prompts(model, behavior) ->
     assert not np.allclose(found, after(split), atol=1e-3)
 
 
+def test_a_spared_behaviour_that_was_opened_before_counts_too(model, behavior, tmp_path: Path) -> None:
+    other, ledger = ms.behaviors.load("induction", model, n=24, seed=1), Ledger(tmp_path)
+    open_held_out([claim(other, 0)], EngineBench(model), ledger=ledger)
+    sparing = ms.Claim(
+        "It spares the other one",
+        behavior=behavior,
+        mechanism=HEADS,
+        predictions=[ms.needs(0.1), ms.spares(other, 0.5, how="zero")],
+    )
+    assert test_claim(sparing, EngineBench(model), ledger=ledger).verdict.held_out.openings == 2
+
+
 def test_a_claim_that_was_not_frozen_by_then_is_refused(model, behavior) -> None:
     bench = EngineBench(model)
     opened = open_held_out([claim(behavior, 0)], bench)

@@ -107,6 +107,13 @@ def test_a_single_intervention_outside_a_list_is_refused() -> None:
         pass
 
 
+@pytest.mark.parametrize("doses", [(0.5, 2.0), torch.tensor([0.5, 2.0]), torch.tensor([0.5, 2.0]).numpy()])
+def test_doses_are_numbers_in_any_row_of_them(doses: object) -> None:
+    write = ms.add("resid_post.1", V, dose=doses)  # type: ignore
+    assert write == ms.add("resid_post.1", V, dose=[0.5, 2.0])
+    assert ms.add("resid_post.1", V, dose=torch.tensor(0.5)) == ms.add("resid_post.1", V, dose=0.5)
+
+
 def test_without_padding_a_wider_donor_fits_its_first_columns() -> None:
     model, long = model_of("gpt2"), prompts().row(0)
     wide = model.run(long, capture=["resid_post.1"])["resid_post.1"]

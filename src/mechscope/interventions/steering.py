@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,7 +127,7 @@ def _amounts(given: Any) -> tuple[float, ...]:
     Raises:
         InterventionMismatch: no amount, or none that is a number.
     """
-    plain = given.tolist() if hasattr(given, "tolist") else given
+    plain = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
     items = list(plain) if isinstance(plain, Sequence) and not isinstance(plain, str) else [plain]
     if not items or any(isinstance(x, bool) or not isinstance(x, SupportsFloat) for x in items):
         raise InterventionMismatch(

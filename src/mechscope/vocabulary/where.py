@@ -122,14 +122,15 @@ def _ints(value: Any) -> tuple[int, ...] | None:
         return None
     if not isinstance(value, int | list | tuple | range):
         raise _no_indices(value)
-    indices = (value,) if isinstance(value, int) else tuple(cast("Iterable[Any]", value))
+    given: Any = cast("Any", value)
+    indices: tuple[Any, ...] = (given,) if isinstance(value, int) else tuple(given)
     # A mask read as indices would mean the first two places, and 1.9 would mean 1.
     if any(isinstance(index, bool) for index in indices):
-        raise _no_indices(value)
+        raise _no_indices(given)
     try:
         return tuple(operator.index(index) for index in indices)
     except TypeError as error:
-        raise _no_indices(value) from error
+        raise _no_indices(given) from error
 
 
 def _row(value: Any) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from mechscope.superposition.polysemanticity import (
     count_unrelated,
     excess_kurtosis,
     measure_polysemanticity,
+    measure_units,
     rotate_units,
     selectivity,
     top_context_count,
@@ -58,6 +59,27 @@ def test_noise_answers_to_no_context() -> None:
     found = measure_polysemanticity(noise, contexts)
     assert found.means["contexts"][0] < 0.3
     assert found.means["kurtosis"][1].low < 0.05 and abs(found.means["kurtosis"][0]) < 0.15
+
+
+def test_answers_of_nothing_are_none_of_the_largest() -> None:
+    """Three answers, all in one context, among fifty looked at."""
+    contexts = torch.arange(200) % 4
+    activations = torch.zeros(200, 2).double()
+    activations[[1, 5, 9], 0] = 1.0
+    activations[[1, 2, 5, 6], 1] = 1.0
+    found = measure_units(activations, contexts).top_contexts
+    assert found.tolist() == pytest.approx([1, 2])
+
+
+def test_neighbourhoods_of_random_directions_spread_as_their_baseline_says() -> None:
+    random = torch.randn(200, 6, generator=torch.Generator().manual_seed(4)).double()
+    found = [measure_neighborhood(random, center, k=10, n_draws=40) for center in range(40)]
+    spread, baseline = (
+        sum(getattr(one, name) for one in found) / 40 for name in ("dimensions", "baseline_dimensions")
+    )
+    assert spread == pytest.approx(baseline, rel=0.05)
+    cosine = sum(float(abs(one.cosines).mean()) for one in found) / 40
+    assert cosine == pytest.approx(found[0].baseline_cosine, rel=0.05)
 
 
 def test_related_contexts_count_as_one() -> None:

@@ -18,7 +18,7 @@ from mechscope.engine.edge_runs.recording import record_run
 from mechscope.engine.edge_runs.run import EdgeRuns
 from mechscope.interventions.metrics import LogitDifference
 from mechscope.models.frame import Frame
-from mechscope.models.inputs import TokenBatch
+from mechscope.models.inputs import TokenBatch, batch_of
 from mechscope.models.opening import wrap
 from mechscope.models.wiring import wiring_of
 from mechscope.vocabulary.errors import InterventionMismatch, PairLengthMismatch, PointUnavailable, ShapeError
@@ -221,6 +221,19 @@ def test_biases_are_kept_in_half_precision(name, dtype, tolerance):
             ablation=ablation if ablation.how == "resample" else zero(opened(name)),
         )
         assert (found - exact.measure([exact.every, circuit])).abs().max() < tolerance
+
+
+def test_means_are_over_real_tokens():
+    model, batch = opened("gpt2"), rows()
+    assert int(batch.n_pad.max()) > 0
+    alone = [
+        model.run(batch_of([batch.row(i)], pad_id=0), capture=["resid_pre.0", "mlp_out.1"]) for i in (0, 1)
+    ]
+    found = mean_of(model, batch).values.tensor
+    for writer, site in (("embed", "resid_pre.0"), ("m1", "mlp_out.1")):
+        wanted = torch.cat([run.cache[site][0] for run in alone]).mean(0)
+        index = [str(node) for node in wiring_of(model).writers].index(writer)
+        assert (found[index] - wanted).abs().max() < TIGHT
 
 
 def test_a_small_bias_is_no_rounding():

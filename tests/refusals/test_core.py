@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mechscope as ms
+from mechscope.interventions.metrics import Rank
 from mechscope.vocabulary.errors import (
     InterventionMismatch,
     MechscopeError,
@@ -105,6 +106,8 @@ def test_a_single_intervention_outside_a_list_is_refused() -> None:
             act(prompts(), interventions=write)  # type: ignore
     with pytest.raises(InterventionMismatch, match="come as a list"), model.intervening(write):  # type: ignore
         pass
+    with pytest.raises(InterventionMismatch, match="come as a list"):
+        ms.Experiment(inputs=prompts(), writes=write, metric=Rank(answers=((1,), (2,))))  # type: ignore
 
 
 @pytest.mark.parametrize("doses", [(0.5, 2.0), torch.tensor([0.5, 2.0]), torch.tensor([0.5, 2.0]).numpy()])

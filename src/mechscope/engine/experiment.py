@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mechscope.interventions.metrics import Metric
 from mechscope.models.inputs import TokenBatch
+from mechscope.models.preparing import listed
 from mechscope.vocabulary.errors import PairLengthMismatch
 from mechscope.vocabulary.protocols import Write
 
@@ -27,6 +28,7 @@ class Experiment:
 
     Raises:
         PairLengthMismatch: the metric has answers for another number of rows.
+        InterventionMismatch: a single intervention instead of several.
     """
 
     inputs: TokenBatch
@@ -35,6 +37,7 @@ class Experiment:
     name: str = ""
 
     def __post_init__(self) -> None:
+        listed(self.writes)
         n_rows = self.metric.n_rows
         if n_rows is not None and n_rows != len(self.inputs):
             raise PairLengthMismatch(

@@ -109,9 +109,15 @@ def test_the_search_under_other_answers_is_run_and_other_weights_are_left_out_of
         found = check_parts(
             model, circuit, search=asked(8, 6), test=asked(), dictionaries=dictionaries, settings=settings
         )
+        sizes = [circuit.resized(n).kept for n in (1, 2, 3, 6, 12)]
+        runs = latent_runs(model, asked(), dictionaries=dictionaries, conventions=Conventions())
+        none = {site: ~which for site, which in runs.whole.items()}
+        means = runs.measure([runs.whole, none, *sizes]).mean(1)
     assert [one.world for one in found.worlds] == ["permuted answers"] and found.worlds[0].n_draws == 3
     assert any("other weights" in reason for reason in found.left_out)
     assert found.controls is not None and found.controls.real.circuit == circuit
+    carried = (means[2:] - means[1]) / (means[0] - means[1])
+    assert found.controls.real.curve == pytest.approx(carried) and abs(carried[0] - carried[2]) > 1e-3
     assert CircuitChecks.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 

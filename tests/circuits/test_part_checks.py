@@ -18,7 +18,7 @@ from mechscope.behaviors.split import Split
 from mechscope.circuits.conventions import Conventions
 from mechscope.circuits.parts.experts import ExpertCircuit, choose_experts
 from mechscope.circuits.parts.latents import Errors, LatentCircuit, choose_latents, latent_runs
-from mechscope.circuits.statistics import part_worlds
+from mechscope.circuits.statistics import part_checks, part_worlds
 from mechscope.circuits.statistics.checks import CheckSettings
 from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.circuits.statistics.part_checks import check_parts
@@ -137,6 +137,31 @@ def test_experts_are_checked_in_all_worlds() -> None:
     )
     assert other["worst part removed"].outcome == other["sufficiency"].outcome == "not shown"
     assert other.controls is None
+
+
+def test_the_worst_part_is_looked_for_on_train_prompts_and_errors_are_no_random_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched: list[str] = []
+    added: list[np.ndarray] = []
+    worst_part, measure = part_checks._worst_part, part_checks._Ready.measure
+
+    def seen(asked_for: Any, split: Split) -> Any:
+        searched.append(split.data_hash)
+        return worst_part(asked_for, split)
+
+    def measured(ready: Any, circuits: Any, what: str) -> np.ndarray:
+        if what.endswith("random ones added"):
+            added.extend(np.array([one[site][-1] for site in sorted(one)]) for one in circuits)
+        return measure(ready, circuits, what)
+
+    monkeypatch.setattr(part_checks, "_worst_part", seen)
+    monkeypatch.setattr(part_checks._Ready, "measure", measured)
+    of_latents(PLANTED)
+    assert searched == [asked(8, 6).data_hash] != [asked().data_hash]
+    assert added and not np.any(added), (
+        "errors are removed in this circuit, and so in all that it is held against"
+    )
 
 
 def test_few_units_and_other_dictionaries_are_said() -> None:

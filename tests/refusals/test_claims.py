@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mechscope.claims.claim import Claim
-from mechscope.claims.predictions import lowers, recorded
+from mechscope.claims.mechanisms import Components, Direction
+from mechscope.claims.predictions import lowers, raises, recorded
 from mechscope.claims.subspaces import random_subspaces
 from mechscope.data.units import as_units
 from mechscope.vocabulary.errors import BadClaim, ShapeError
@@ -36,8 +37,20 @@ def test_something_that_is_no_mechanism_is_refused():
 
 
 def test_a_bound_that_is_no_number_is_refused():
-    with pytest.raises(BadClaim, match="can't be tested"):
-        lowers(True)
+    for wrong in (True, "a", None):
+        with pytest.raises(BadClaim, match="can't be tested"):
+            lowers(wrong)  # type: ignore[arg-type]
+    with pytest.raises(BadClaim, match="dose that is not zero"):
+        raises(1.0, dose="much")  # type: ignore[arg-type]
+
+
+def test_heads_that_are_no_numbers_and_directions_without_length_are_refused():
+    for wrong in ({"heads": ((1.5, 2),)}, {"heads": (3,)}, {"mlps": ("2",)}):
+        with pytest.raises(BadClaim, match="no heads and MLPs"):
+            Components(**wrong)
+    for vector in ((0.0, 0.0), (float("nan"), 1.0)):
+        with pytest.raises(BadClaim, match="no direction"):
+            Direction("resid_post.1", vector)
 
 
 def test_a_covariance_of_another_width_is_refused_with_both_widths():

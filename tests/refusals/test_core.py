@@ -6,6 +6,7 @@ import torch
 import mechscope as ms
 from mechscope.interventions.metrics import Rank
 from mechscope.vocabulary.errors import (
+    InputError,
     InterventionMismatch,
     MechscopeError,
     MissingTokenizer,
@@ -150,3 +151,16 @@ def test_a_pattern_that_names_derived_points_among_others_writes_the_others() ->
     model = model_of("gpt2")
     run = model.run(prompts(), interventions=[ms.scale("ln1*.1", 0.5)], capture=["ln1.1"])
     assert torch.allclose(run["ln1.1"][0], 0.5 * model.run(prompts(), capture=["ln1.1"])["ln1.1"][0])
+
+
+def test_more_tokens_than_there_are_and_gradients_of_nothing_are_refused() -> None:
+    model = model_of("gpt2")
+    with pytest.raises(ShapeError, match="not so many tokens"):
+        model.top(prompts().row(0), k=model.d_vocab + 1)
+    with pytest.raises(ShapeError, match="taken at sites"):
+        model.gradients(prompts(), of=lambda logits: logits.sum(), at=[])
+
+
+def test_tokens_that_the_model_has_not_are_no_metric_of_its_text() -> None:
+    with pytest.raises(InputError, match="tokens that it has not"):
+        ms.GeneratedText(mentions=[3, 5000]).refuse_outside(model_of("gpt2").d_vocab)

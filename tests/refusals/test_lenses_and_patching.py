@@ -102,3 +102,13 @@ def test_answers_outside_the_vocabulary_are_refused_and_no_other_column_is_read(
     ):
         with pytest.raises(PositionOutOfRange, match="outside the vocabulary"):
             look()
+
+
+def test_a_subject_is_told_by_positions_one_or_several(model: Model) -> None:
+    for wrong in ("dog", ["dog"], [["dog"]]):
+        with pytest.raises(PositionOutOfRange, match="positions of its tokens"):
+            causal_trace(model, [1, 2, 3], subject=wrong, answers=[4])
+    with pytest.raises(PositionOutOfRange, match="no such subject"):
+        causal_trace(model, [1, 2, 3], subject=3, answers=[4])
+    shown = logit_lens(model, [1, 2, 3], positions=-1).log_probability
+    assert (shown.values == logit_lens(model, [1, 2, 3], positions=[-1]).log_probability.values).all()

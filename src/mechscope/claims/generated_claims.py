@@ -76,6 +76,7 @@ def refuse_unless_writable(model: "Model", split: "Split", metric: "GeneratedTex
 
     Raises:
         NoNextToken, PromptTooLong, MissingTokenizer
+        InputError: token ids that the model has not.
     """
     from mechscope.models.generation import refuse_overflow
     from mechscope.models.limits import refuse_own_predictions
@@ -84,6 +85,7 @@ def refuse_unless_writable(model: "Model", split: "Split", metric: "GeneratedTex
         model.binding.anatomy, "Generation", instead="a model that predicts the next token"
     )
     metric.refuse_without(model.tokenizer)
+    metric.refuse_outside(model.d_vocab)
     for batch in (split.clean, split.corrupt):
         refuse_overflow(model, batch, metric.max_new_tokens)
 

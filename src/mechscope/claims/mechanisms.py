@@ -6,6 +6,7 @@ Each satisfies the Mechanism protocol: it can be ablated, left alone intact, and
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,7 +20,7 @@ from mechscope.interventions.steering import add, project_out
 from mechscope.models.cache import Cache
 from mechscope.models.inputs import TokenBatch
 from mechscope.models.model import Model
-from mechscope.vocabulary.errors import NotEnoughEvidence, PositionOutOfRange
+from mechscope.vocabulary.errors import BadClaim, NotEnoughEvidence, PositionOutOfRange
 from mechscope.vocabulary.protocols import Mechanism, Write
 from mechscope.vocabulary.sites import Site
 
@@ -85,10 +86,18 @@ class Components:
     mlps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "heads", tuple(sorted({(int(layer), int(head)) for layer, head in self.heads}))
-        )
-        object.__setattr__(self, "mlps", tuple(sorted({int(layer) for layer in self.mlps})))
+        try:
+            heads = {(index(layer), index(head)) for layer, head in self.heads}
+            mlps = {index(layer) for layer in self.mlps}
+        except (TypeError, ValueError) as error:
+            raise BadClaim(
+                "these are no heads and MLPs",
+                got=f"heads={self.heads!r}, mlps={self.mlps!r}",
+                because="a head is a layer and a number, an MLP is a layer",
+                instead="Components(heads=((3, 4),), mlps=(2,))",
+            ) from error
+        object.__setattr__(self, "heads", tuple(sorted(heads)))
+        object.__setattr__(self, "mlps", tuple(sorted(mlps)))
 
     @property
     def name(self) -> str:
@@ -216,6 +225,15 @@ class Direction:
     vector: tuple[float, ...]
     label: str = "direction"
     position: int | None = None
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.vector).all() or not np.any(self.vector):
+            raise BadClaim(
+                "this is no direction",
+                got="zeros, or values that are not finite",
+                because="removing it changes nothing, so that nothing could be found of it",
+                instead="Direction.mean_difference(model, pairs, site=...), or a vector with a length",
+            )
 
     @classmethod
     def mean_difference(

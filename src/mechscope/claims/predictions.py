@@ -178,7 +178,8 @@ def recorded(behavior: Behavior) -> RecordedBehavior:
 
 
 def _number(value: float | int) -> float:
-    return math.nan if isinstance(value, bool) else float(value)
+    given: object = value
+    return float(value) if isinstance(given, int | float) and not isinstance(given, bool) else math.nan
 
 
 def _problems(prediction: Prediction) -> list[str]:
@@ -196,6 +197,7 @@ def _problems(prediction: Prediction) -> list[str]:
         problems.append("sparing names another behaviour and a bound in its metric")
     if kind in ("lowers", "spares") and prediction.how not in ABLATIONS:
         problems.append(f"the ablation value is one of {', '.join(ABLATIONS)}")
-    if kind == "raises" and not (math.isfinite(prediction.dose) and prediction.dose != 0):
+    dose: object = prediction.dose
+    if kind == "raises" and not (isinstance(dose, int | float) and math.isfinite(dose) and dose != 0):
         problems.append("steering needs a dose that is not zero")
     return problems

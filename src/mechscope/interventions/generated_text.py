@@ -132,6 +132,21 @@ class GeneratedText(Metric):
                 instead="token ids: ms.GeneratedText(mentions=[11, 17])",
             )
 
+    def refuse_outside(self, d_vocab: int) -> None:
+        """Refuse token ids that the model has not.
+
+        Raises:
+            InputError
+        """
+        outside = [one for one in self.tokens if not 0 <= one < d_vocab]
+        if outside:
+            raise InputError(
+                "No model writes tokens that it has not.",
+                got=f"mentions {outside}",
+                because=f"its vocabulary has {d_vocab} tokens, from 0",
+                instead="ids of this model's tokens, or phrases",
+            )
+
     def to_json(self, tensors: Any = None) -> dict[str, Any]:
         """JSON form; a row's own answers only where there are some."""
         saved = super().to_json(tensors) | {"mentions": list(self.mentions)}  # pyright: ignore[reportArgumentType]

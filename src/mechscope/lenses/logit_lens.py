@@ -87,7 +87,7 @@ def logit_lens(
     *,
     site: str = "resid_post",
     target: int | str | Sequence[int | str] | None = None,
-    positions: Sequence[int] | None = None,
+    positions: int | Sequence[int] | None = None,
     top: int = 5,
 ) -> LogitLens:
     """Unembed the residual stream of each layer through the final norm, and look at the tokens.
@@ -155,7 +155,7 @@ def logit_lens(
     )
 
 
-def columns_of(batch: TokenBatch, positions: Sequence[int] | None) -> tuple[list[int], Tensor, Tensor]:
+def columns_of(batch: TokenBatch, positions: int | Sequence[int] | None) -> tuple[list[int], Tensor, Tensor]:
     """Labels, columns [batch, n] and whether they are real tokens, [batch, n], of positions in each row.
 
     Raises:
@@ -166,7 +166,7 @@ def columns_of(batch: TokenBatch, positions: Sequence[int] | None) -> tuple[list
     if positions is None:
         labels = list(range(-width, 0)) if batch.is_padded else list(range(width))
     else:
-        labels = [int(position) for position in positions]
+        labels = [positions] if isinstance(positions, int) else [int(position) for position in positions]
         outside = [label for label in labels if not -shortest <= label < shortest]
         if outside or not labels:
             raise PositionOutOfRange(

@@ -277,8 +277,11 @@ class Model:
 
         Raises:
             NoNextToken: a masked language model, and a prompt without one mask token.
+            ShapeError: several prompts, or more tokens than there are.
         """
         batch = self.tokens(inputs)
+        if not 1 <= k <= self.d_vocab:
+            raise ShapeError("There are not so many tokens.", got=f"k={k}", instead=f"1 to {self.d_vocab}")
         if len(batch) != 1:
             raise ShapeError(
                 "`top` is about one prompt.",

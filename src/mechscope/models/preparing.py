@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mechscope.models.frame import Frame, refuse_unless_inside
 from mechscope.models.inputs import TokenBatch
-from mechscope.vocabulary.errors import InterventionMismatch, PointUnavailable
+from mechscope.vocabulary.errors import InterventionMismatch, PointUnavailable, ShapeError
 from mechscope.vocabulary.protocols import Write
 from mechscope.vocabulary.sites import Site
 from mechscope.vocabulary.where import Matching, Where
@@ -150,8 +150,13 @@ def differentiable_sites(
     Raises:
         PointUnavailable: a derived site: it is computed when it is read, so that nothing depends on it and its
             gradient would read as zero.
+        ShapeError: no site.
     """
     sites = model.binding.select(at, readable=False)
+    if not sites:
+        raise ShapeError(
+            "Gradients are taken at sites.", got=f"at={at!r}", instead='at="resid_post.2", at="z.*"'
+        )
     derived = [site for site in sites if not site.row.is_formed]
     if derived:
         raise PointUnavailable(

@@ -38,7 +38,7 @@ def causal_trace(
     model: Model,
     prompts: Inputs,
     *,
-    subject: Sequence[int] | Sequence[Sequence[int]],
+    subject: int | Sequence[int] | Sequence[Sequence[int]],
     answers: Sequence[int | str] | int | str,
     site: str = "resid_post",
     settings: TraceSettings | None = None,
@@ -178,7 +178,15 @@ def _is_before(restoration: Patch, first: int) -> bool:
 
 def _spans(subject: Any, batch: TokenBatch) -> list[list[int]]:
     """Positions of each prompt's subject, counted from its start."""
-    items = list(subject)
+    items: list[Any] = [subject] if isinstance(subject, int) else list(subject)
+    flat = [position for item in items for position in ([item] if isinstance(item, int) else item)]
+    if any(isinstance(position, str) for position in flat):
+        raise PositionOutOfRange(
+            "A subject is told by the positions of its tokens.",
+            got=repr(subject),
+            because="a word may be several tokens, and be there more than once",
+            instead="model.str_tokens(prompt) shows the positions, counted from 0: subject=[2, 3]",
+        )
     rows = [list(item) for item in items] if items and not isinstance(items[0], int) else [items] * len(batch)
     if len(rows) != len(batch):
         raise BadPairs(

@@ -72,6 +72,7 @@ class Losses:
             "ce_replaced": estimator.ratio(entropies[way], n),
             "ce_ablated": estimator.ratio(entropies[ablation], n),
             "ce_increase": estimator.ratio(entropies[way] - entropies["clean"], n),
+            "ce_gap": estimator.ratio(entropies[ablation] - entropies["clean"], n),
             "ce_recovered": estimator.of(
                 table, lambda sums: (sums[:, 0] - sums[:, 1]) / (sums[:, 0] - sums[:, 2])
             ),

@@ -63,6 +63,8 @@ class Evaluation:
     def __repr__(self) -> str:
         shown = ("l0", "fvu", "ce_recovered", "kl_recovered", "shrinkage", "dead")
         lines = [f"  {name:<13} {self.figures[name]!r}" for name in shown if name in self.figures]
+        if "ce_gap" in self.figures and not self.figures["ce_gap"].low > 0:
+            lines.append(f"  the ablation is not shown to raise the loss: ce_gap {self.figures['ce_gap']!r}")
         return "\n".join([f"<Evaluation on {self.n_tokens} tokens", *lines, ">"])
 
     def histogram(self, n_bins: int = 40) -> LabelledArray:

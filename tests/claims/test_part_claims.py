@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -239,6 +240,20 @@ def test_controls_have_as_many_active_parts_at_each_site_and_none_of_the_circuit
     assert len({str(one.members) for one in many}) == 60
     anywhere, _ = draw_parts(model, mechanism, family=ANY_LAYER, train=behavior.train, n_draws=30, seed=4)
     assert {len(one) for one in anywhere} == {5} and len({tuple(one.members) for one in anywhere}) > 1
+
+
+def test_at_any_layer_as_many_of_each_kind_of_site_are_drawn(monkeypatch: pytest.MonkeyPatch):
+    kept = {"mlp_out.0": (0, 1), "mlp_out.1": (2,), "resid_post.0": (), "resid_post.1": (4,)}
+    which = {site: np.isin(np.arange(11), own) for site, own in kept.items()}
+    mechanism = Parts(LatentCircuit(kept=which))
+    active = SimpleNamespace(active={site: np.ones(11, dtype=bool)[:10] for site in kept})
+    monkeypatch.setattr(Parts, "runs", lambda *_: active)
+    model, _, behavior = of_latents()
+    drawn, _ = draw_parts(model, mechanism, family=ANY_LAYER, train=behavior.train, n_draws=40, seed=4)
+    counts = [{site: len(own) for site, own in one.members.items()} for one in drawn]
+    of_mlps = [sum(n for site, n in one.items() if site.startswith("mlp")) for one in counts]
+    assert len(drawn) >= 40 and set(of_mlps) == {3} and {sum(one.values()) for one in counts} == {4}
+    assert len({tuple(one) for one in counts}) > 2
 
 
 def test_what_has_no_meaning_for_parts_is_refused_before_prompts_are_opened(tmp_path: Path):

@@ -215,6 +215,7 @@ def draw_parts(
         seed=seed,
         name=family,
         anywhere=family == ANY_LAYER,
+        kind_of=_point_of,
     )
     if not drawn.members:
         others = {site: len(universe[site]) - len(kept) for site, kept in mechanism.members.items()}
@@ -234,3 +235,8 @@ def family_for_parts(mechanism: Parts) -> str:
     """The family that a claim should name: as many parts at each site, where there are enough of such controls."""
     n_members = n_selections(mechanism.members, mechanism.universe)  # pyright: ignore[reportArgumentType]
     return RIVALS if n_members >= FEWEST_THAT_GATE else ANY_LAYER
+
+
+def _point_of(site: Any) -> str:
+    """A latent of the residual stream is no stand-in for one of an MLP."""
+    return str(site).partition(".")[0]

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from mechscope.claims.claim import Claim
 from mechscope.claims.evidence import Controls, Evidence, HeldOut
+from mechscope.claims.forest import forest_of
 from mechscope.claims.judge import judge
 from mechscope.claims.verdict import Verdict
 from mechscope.data.units import Units
@@ -68,6 +69,11 @@ class ClaimRecord:
         found = judge(self.held_out, self.evidence, seed=self.claim.seed)
         on_record = self.verdict.held_out
         return dressed(found, self.claim, openings=on_record.openings, fresh_seed=on_record.fresh_seed)
+
+    def plot(self) -> Any:
+        """A Plotly figure: each prediction's effect, interval and bound, and all of its controls."""
+        title = f"{self.verdict.outcome}: {self.claim.statement}"
+        return forest_of(self.verdict.predictions, self.evidence, title=title).plot()
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, atomically."""

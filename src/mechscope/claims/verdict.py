@@ -154,6 +154,13 @@ class Verdict:
         """True only for "supported": inconclusive is not support."""
         return self.outcome == "supported"
 
+    def plot(self) -> Any:
+        """A Plotly figure: each prediction's effect, interval and bound, and its controls' 95th percentile."""
+        from mechscope.claims.forest import forest_of
+
+        title = f"{self.outcome}: {self.statement}" if self.statement else self.outcome
+        return forest_of(self.predictions, title=title).plot()
+
     def to_json(self) -> dict[str, Any]:
         """All of it as plain dictionaries, lists and numbers."""
         plain = asdict(replace(self, checks=None))

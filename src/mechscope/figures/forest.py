@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,16 @@ class ForestPlot(Block):
                 got="no rows",
                 instead="Prose where nothing was predicted",
             )
+
+    def plot(self) -> Any:
+        """A Plotly `Figure`: one panel for each unit, predictions under each other.
+
+        Raises:
+            OptionalPackageMissing: Plotly is not installed.
+        """
+        from mechscope.figures.plotly_forest import draw_forest
+
+        return draw_forest(self.rows, self.title)
 
     def markup(self) -> Markup:
         heads = ("prediction", "effect, 95% interval and controls", "effect", "bound", "p", "outcome")

@@ -1,6 +1,6 @@
 """What `.plot()` gives: a Plotly figure, for notebooks and for people who restyle.
 
-Owns: the one place that knows Plotly; it is imported when the first figure is drawn.
+Owns: how figures look, and Plotly's import, which waits for the first figure. `plotly_forest.py` draws claims.
 Invariant: the same colours, the same symmetrical scale and the same visible tokens as in a report.
 """
 
@@ -26,14 +26,7 @@ def draw(array: LabelledArray, kind: str = "auto") -> Any:
         ShapeError: that kind of figure does not fit that many axes.
         OptionalPackageMissing: Plotly is not installed.
     """
-    try:
-        import plotly.graph_objects as go
-    except ImportError as error:
-        raise OptionalPackageMissing(
-            "plot() needs Plotly.",
-            got="no module plotly",
-            instead="pip install plotly; or show the array itself",
-        ) from error
+    go = graph_objects()
     n_axes = len(array.dims)
     chosen = {1: "bars", 2: "heatmap", 3: "heatmap"}.get(n_axes, "none") if kind == "auto" else kind
     fits = {"bars": (1,), "lines": (1, 2), "heatmap": (2, 3)}.get(chosen, ())
@@ -44,8 +37,30 @@ def draw(array: LabelledArray, kind: str = "auto") -> Any:
             instead="array.sel(...) to choose a part with one to three axes",
         )
     figure = {"bars": _bars, "lines": _lines, "heatmap": _heatmap}[chosen](go, array)
+    return dressed(figure, _title(array))
+
+
+def graph_objects() -> Any:
+    """The module `plotly.graph_objects`.
+
+    Raises:
+        OptionalPackageMissing: Plotly is not installed.
+    """
+    try:
+        import plotly.graph_objects as go
+    except ImportError as error:
+        raise OptionalPackageMissing(
+            "plot() needs Plotly.",
+            got="no module plotly",
+            instead="pip install plotly; or show the array itself",
+        ) from error
+    return go
+
+
+def dressed(figure: Any, title: str) -> Any:
+    """A figure in the fonts and colours that all have."""
     figure.update_layout(
-        template="simple_white", title=_title(array), font={"family": "system-ui, sans-serif", "size": 13}
+        template="simple_white", title=title, font={"family": "system-ui, sans-serif", "size": 13}
     )
     return figure
 
@@ -60,7 +75,7 @@ def _heatmap(go: Any, array: LabelledArray) -> Any:
         figure.update_xaxes(title=array.dims[1])
         return figure
     first = array.dims[0]
-    titles = [f"{first} {_safe(name)}" for name in array.labels(first)]
+    titles = [f"{first} {safe(name)}" for name in array.labels(first)]
     n_columns = min(4, len(titles))
     figure = make_subplots(-(-len(titles) // n_columns), n_columns, subplot_titles=titles)
     for i, label in enumerate(array.coords[first]):
@@ -73,7 +88,7 @@ def _heatmap(go: Any, array: LabelledArray) -> Any:
 def _cells(go: Any, array: LabelledArray, scale: ColourScale) -> Any:
     rows, columns = (_names(array, dim) for dim in array.dims)
     place = f"{array.dims[0]} %{{y}}<br>{array.dims[1]} %{{x}}"
-    hover = f"{place}<br><b>%{{z:.4g}}</b> {_safe(array.unit)}<extra></extra>"
+    hover = f"{place}<br><b>%{{z:.4g}}</b> {safe(array.unit)}<extra></extra>"
     stops = [[0.0, MINUS], [0.5, ZERO], [1.0, PLUS]] if scale.diverging else [[0.0, ZERO], [1.0, PLUS]]
     return go.Heatmap(
         z=np.asarray(array.values, dtype=float),
@@ -82,7 +97,7 @@ def _cells(go: Any, array: LabelledArray, scale: ColourScale) -> Any:
         zmin=-scale.limit if scale.diverging else 0.0,
         zmax=scale.limit,
         colorscale=stops,
-        colorbar={"title": _safe(array.unit)},
+        colorbar={"title": safe(array.unit)},
         hovertemplate=hover,
     )
 
@@ -104,7 +119,7 @@ def _bars(go: Any, array: LabelledArray) -> Any:
         )
     )
     figure.update_yaxes(autorange="reversed", title=array.dims[0])
-    figure.update_xaxes(title=_safe(array.unit))
+    figure.update_xaxes(title=safe(array.unit))
     return figure
 
 
@@ -114,10 +129,10 @@ def _lines(go: Any, array: LabelledArray) -> Any:
     x = _names(array, array.dims[-1])
     for i, row in enumerate(np.atleast_2d(np.asarray(array.values, dtype=float))):
         line = {"color": SERIES[i % len(SERIES)], "dash": DASHES[i % len(DASHES)]}
-        figure.add_trace(go.Scatter(x=x, y=row, mode="lines+markers", name=_safe(names[i]), line=line))
+        figure.add_trace(go.Scatter(x=x, y=row, mode="lines+markers", name=safe(names[i]), line=line))
     figure.update_layout(showlegend=len(names) > 1)
     figure.update_xaxes(title=array.dims[-1])
-    figure.update_yaxes(title=_safe(array.unit))
+    figure.update_yaxes(title=safe(array.unit))
     return figure
 
 
@@ -125,18 +140,16 @@ def _names(array: LabelledArray, dim: str) -> list[str]:
     """Tick names that Plotly keeps apart: repeated tokens get their coordinate in front."""
     texts = array.texts.get(dim)
     if not texts:
-        return [_safe(str(label)) for label in array.coords[dim]]
-    return [f"{label} {_safe(text)}" for label, text in zip(array.coords[dim], texts, strict=True)]
+        return [safe(str(label)) for label in array.coords[dim]]
+    return [f"{label} {safe(text)}" for label, text in zip(array.coords[dim], texts, strict=True)]
 
 
 def _title(array: LabelledArray) -> str:
     said = ", ".join(f"{name} {value}" for name, value in array.conventions.items())
-    return (
-        _safe(array.title) + (f"<br><sup>{_safe(said)}</sup>" if said else "") if array.title or said else ""
-    )
+    return safe(array.title) + (f"<br><sup>{safe(said)}</sup>" if said else "") if array.title or said else ""
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Plotly reads a few HTML tags in its labels; a token must not be one."""
     visible = shown(text) if text else ""
     return visible.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,9 +1,9 @@
 """The claim in a report: predictions, effects with intervals, controls, and the reasons for the verdict."""
 
 from mechscope.claims.claim_file import ClaimRecord
-from mechscope.claims.evidence import Evidence
+from mechscope.claims.forest import forest_of
 from mechscope.claims.verdict import PredictionResult
-from mechscope.figures import Block, Callout, ForestPlot, ForestRow, Prose, Section, Table
+from mechscope.figures import Block, Callout, Prose, Section, Table
 from mechscope.figures.shown import number
 
 MEANING = {
@@ -58,11 +58,6 @@ def claim_section(
         beside: A claim that was frozen before the same opening.
         sizes: Where the predicted sizes come from.
     """
-    rows = [
-        _forest_row(result, evidence)
-        for result, evidence in zip(record.verdict.predictions, record.evidence, strict=True)
-        if result.effect is not None
-    ]
     held_out = record.verdict.held_out
     times = "once" if held_out.openings == 1 else f"{held_out.openings} times"
     opened = f", opened {times}" if held_out.openings else ""
@@ -79,12 +74,7 @@ def claim_section(
             f"`{record.claim.id[:16]}`. Tested on {held_out.n_prompts} held-out pairs in {held_out.n_units} units"
             f"{opened}; the clean-corrupt gap there is {held_out.gap}.{shared}"
         ),
-        ForestPlot(
-            rows,
-            caption="Effect with its 95% interval over held-out units (90% for sparing), the bound that was predicted, "
-            "and the same effect for each control. A prediction holds if the interval clears the bound and at most 5% "
-            "of controls are as strong.",
-        ),
+        forest_of(record.verdict.predictions, record.evidence),
         Table(
             ("prediction", "outcome", "effect", "bound", "controls", "p", "95th percentile of controls"),
             [_row(result) for result in record.verdict.predictions],
@@ -93,28 +83,6 @@ def claim_section(
     if record.verdict.reasons or record.verdict.notes:
         blocks.append(Callout("Reasons and notes", [*record.verdict.reasons, *record.verdict.notes]))
     return Section(f"The claim about {about}" if about else "The claim", blocks)
-
-
-def _forest_row(result: PredictionResult, evidence: Evidence) -> ForestRow:
-    prediction, effect = result.prediction, result.effect
-    assert effect is not None
-    is_spared = prediction.kind == "spares"
-    interval = result.inner if is_spared and result.inner is not None else effect.interval
-    below = float(evidence.denominator.mean())
-    controls = (evidence.control_effects.mean(axis=1) / below).tolist()
-    return ForestRow(
-        label=str(prediction),
-        effect=effect.value,
-        low=interval.low,
-        high=interval.high,
-        unit="fraction of the gap" if prediction.unit == "gap" else "metric",
-        at_least=None if is_spared else prediction.bound,
-        within=prediction.bound if is_spared else None,
-        controls=controls,
-        p=None if result.controls is None else result.controls.p,
-        outcome=result.outcome,
-        note="" if result.controls is None else f"{result.controls.rank}, {result.controls.family}",
-    )
 
 
 def _row(result: PredictionResult) -> tuple[str, str, str, str, str, str, str]:

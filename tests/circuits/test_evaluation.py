@@ -10,6 +10,7 @@ from family_cases import opened
 from mechscope.circuits.circuit import Circuit
 from mechscope.circuits.conventions import CircuitRuns, Conventions, kl_to_model
 from mechscope.circuits.evaluation import CircuitEvaluation, evaluate_circuits
+from mechscope.circuits.faithfulness import Faithfulness
 from mechscope.circuits.measures import Measures
 from mechscope.circuits.optimal import learn_constants
 from mechscope.circuits.size_curve import FRACTIONS
@@ -246,3 +247,17 @@ def test_a_circuit_is_evaluated_under_learned_constants_and_says_which(tmp_path)
     assert loaded.to_json() == found.to_json() and loaded.faithfulness == found.faithfulness
     assert loaded.settings["ablation"] == "optimal"
     assert loaded.settings["constants"] == learned.constants.to_json()  # the hash of what was learned
+
+
+def test_an_evaluation_draws_each_pair_beside_the_model() -> None:
+    rng = np.random.default_rng(0)
+    whole, none = rng.normal(5, 1, 8), rng.normal(0, 1, 8)
+    found = Faithfulness(
+        values=0.5 * (whole + none), model_values=whole, none_values=none, units=np.arange(8), settings={}
+    )
+    array = found.labelled()
+    assert array.labels("run") == ("model", "circuit", "nothing") and "0.500" in array.title
+    order = [int(pair) for pair in array.labels("pair")]
+    assert order[0] == whole.argmax() and sorted(order) == list(range(8))
+    assert np.array_equal(array.values, np.stack([whole, 0.5 * (whole + none), none])[:, order])
+    assert [len(trace.y) for trace in found.plot().data] == [8, 8, 8]

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from mechscope.data.intervals import Interval, Resamples, ratio_bootstrap
+from mechscope.figures.labelled import LabelledArray
 from mechscope.figures.prose import Cell
 from mechscope.records.fingerprint import ModelFingerprint
 from mechscope.records.record import Record
 from mechscope.vocabulary.errors import NotEnoughEvidence
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_TOLD = ("ablation", "direction", "routing", "split")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,23 @@ class Faithfulness:
             ["5% to 95% of pairs", f"{self.quantiles[0.05]:.3f} to {self.quantiles[0.95]:.3f}"],
         ]
 
+    def labelled(self) -> LabelledArray:
+        """The metric of each pair in the model, under the circuit and with nothing kept, as the model orders them."""
+        order = np.argsort(-self.model_values, kind="stable")
+        series = {"model": self.model_values, "circuit": self.values, "nothing": self.none_values}
+        return LabelledArray(
+            np.stack([values[order] for values in series.values()]),
+            ("run", "pair"),
+            coords={"run": list(series), "pair": order.tolist()},
+            unit=str(self.settings.get("metric", "metric")),
+            title=f"Pair by pair, faithfulness {self.faithfulness:.3f}",
+            conventions={name: value for name, value in self.settings.items() if name in _TOLD},
+        )
+
+    def plot(self) -> Any:
+        """A Plotly figure: a circuit that does what the model does lies on its line."""
+        return self.labelled().plot("lines")
+
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What a record keeps of it, [pair] each; `saved_fields` reads them."""
@@ -135,8 +154,7 @@ class Faithfulness:
     @property
     def said(self) -> str:
         """Its conventions in a few words."""
-        names = ("ablation", "direction", "routing", "split")
-        return ", ".join(f"{name} {value}" for name, value in self.settings.items() if name in names)
+        return ", ".join(f"{name} {value}" for name, value in self.settings.items() if name in _TOLD)
 
 
 def saved_fields(record: Record) -> dict[str, Any]:

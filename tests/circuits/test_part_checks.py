@@ -24,7 +24,7 @@ from mechscope.circuits.statistics.checks_result import CircuitChecks
 from mechscope.circuits.statistics.part_checks import check_parts
 from mechscope.circuits.statistics.significance import TestSettings
 from mechscope.dictionaries.dictionary import Dictionary
-from mechscope.vocabulary.errors import DictionaryMismatch
+from mechscope.vocabulary.errors import DictionaryMismatch, NoGradient
 from tiny_models import VOCABULARY
 
 FAST = CheckSettings(
@@ -217,21 +217,24 @@ def with_less(dictionary: Dictionary) -> Dictionary:
     return Dictionary(dictionary.settings, tensors | {"W_dec": tensors["W_dec"] / 2})
 
 
-def test_where_parts_are_too_many_to_remove_one_by_one_their_scores_say_which_is_the_worst(
+def test_where_parts_are_too_many_to_remove_one_by_one_attribution_says_which_is_the_worst(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, dictionaries = planted_latents()
-    monkeypatch.setattr("mechscope.circuits.statistics.part_checks.MOST_REMOVED_ONE_BY_ONE", 0)
+    monkeypatch.setattr(part_checks, "MOST_REMOVED_ONE_BY_ONE", 0)
     settings = replace(FAST, n_parts=4, tests=TestSettings(n_rivals=4, n_inflated=0))
     wrong = LatentCircuit.of(dictionaries, latents={"mlp_out.0": (1,), "mlp_out.1": (3,)}, errors="removed")
 
-    def check(circuit: LatentCircuit) -> CircuitChecks:
-        return check_parts(
-            model, circuit, search=asked(8, 6), test=asked(), dictionaries=dictionaries, settings=settings
-        )
+    def check() -> CircuitChecks:
+        with double("opt"):
+            return check_parts(
+                model, wrong, search=asked(8, 6), test=asked(), dictionaries=dictionaries, settings=settings
+            )
 
-    with double("opt"):
-        found = choose_latents(model, asked(8, 6), dictionaries=dictionaries, n_latents=3, errors="removed")
-        scored, unscored = check(replace(found, kept=wrong.kept)), check(wrong)
-    assert scored["worst part removed"].estimate == pytest.approx(0, abs=0.2)
-    assert any("can't be looked for" in reason for reason in unscored.left_out)
+    assert check()["worst part removed"].estimate == pytest.approx(0, abs=0.2)
+
+    def without_gradient(*_: Any, **__: Any) -> None:
+        raise NoGradient("No gradient.", got="a step")
+
+    monkeypatch.setattr(part_checks, "attribute_latents", without_gradient)
+    assert any("can't be looked for" in reason for reason in check().left_out)

@@ -1,6 +1,7 @@
 """`mechscope parts`: latents and experts as circuits; and which checks `mechscope investigate` is asked for."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from command_line_runs import Shell, is_refusal
 from mechscope.circuits.parts.latents import LatentCircuit
 from mechscope.claims.claim_file import ClaimRecord
 from mechscope.claims.ledger import Ledger
+from mechscope.investigations.part_search import PartSearch
 from mechscope.vocabulary.errors import NotEnoughEvidence
 
 
@@ -85,7 +87,11 @@ def test_a_claim_asks_for_dictionaries_that_are_not_where_its_file_says(shell: S
 
 
 @pytest.mark.slow
-def test_latents_that_carry_a_behaviour_are_found_claimed_and_verified(shell: Shell, tmp_path: Path) -> None:
+def test_latents_that_carry_a_behaviour_are_found_claimed_and_verified(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(PartSearch, n_controls=2)
+    monkeypatch.setattr("mechscope.investigations.part_search.PartSearch", few)  # nineteen take minutes
     words = ("parts", "village", "agreement", "--keep", 60, "--n", 204)
     done = shell(*words, "--out", tmp_path, "--json")
     assert done.code == 0, done.err
@@ -98,6 +104,8 @@ def test_latents_that_carry_a_behaviour_are_found_claimed_and_verified(shell: Sh
     assert circuit.to_json()["parts"] == plain["parts"] and len(circuit) == 60 and circuit.scores is not None
     result = json.loads((tmp_path / "result.json").read_text())
     assert len(result["needs"]) == 20 and [one["n_parts"] for one in result["sizes"]][-2:] == [60, 120]
+    assert done.json["checks"]["sufficiency"] == "holds" and "worst part removed" in done.json["checks"]
     page = (tmp_path / "report.html").read_text()
     assert "The latents of agreement in village" in page and "taken to mean" in page
+    assert "each of its latents matter more" in page
     assert shell("claim", "verify", tmp_path / "claim.json").code == 0

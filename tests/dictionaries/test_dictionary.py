@@ -220,7 +220,7 @@ def test_a_nested_dictionary_is_the_first_latents() -> None:
 def test_what_contradicts_itself_is_refused() -> None:
     with pytest.raises(UnknownGate, match="softmax"):
         Gate(rule="softmax")
-    with pytest.raises(UnknownGate, match="needs k"):
+    with pytest.raises(UnknownGate, match="needs a whole k"):
         Gate(rule="topk")
     with pytest.raises(UnknownGate, match="takes no k"):
         Gate(rule="relu", k=3)

@@ -10,6 +10,8 @@ from functools import cached_property
 
 import numpy as np
 
+from mechscope.attribution.experts import attribute_experts
+from mechscope.attribution.latents import attribute_latents
 from mechscope.attribution.part_scores import node_of
 from mechscope.behaviors.split import Split
 from mechscope.circuits.conventions import Conventions
@@ -32,10 +34,10 @@ from mechscope.dictionaries.dictionary import Dictionary
 from mechscope.engine.kept_parts.run import Kept, KeptRuns
 from mechscope.models.model import Model
 from mechscope.records.seeds import generator_for
-from mechscope.vocabulary.errors import NotEnoughEvidence
+from mechscope.vocabulary.errors import NoGradient, NotEnoughEvidence
 
 MOST_REMOVED_ONE_BY_ONE = 512
-"""Active parts of the rest that are each really removed in the search for the worst; more are ranked by scores."""
+"""Active parts of the rest that are each really removed in the search for the worst; more are ranked by attribution."""
 
 N_SIZES = 16
 """Sizes of the worst part that are tried."""
@@ -247,7 +249,7 @@ def _worst_part(asked: _Asked, split: Split) -> list[Place]:
     """Parts of the rest whose removal lowers the mean metric most: the most harmful together, in the best number."""
     ready = asked.ready(split)
     outside, whole = ready.outside, ready.runs.whole
-    full, harms = float(ready.runs.measure([whole]).mean()), _harms(asked, ready)
+    full, harms = float(ready.runs.measure([whole]).mean()), _harms(asked, ready, split)
     order = np.argsort(-harms, kind="stable")
     n_harmful = int((harms > 0).sum())
     if not n_harmful:
@@ -258,22 +260,30 @@ def _worst_part(asked: _Asked, split: Split) -> list[Place]:
     return tried[int(means.argmin())] if means.min() < full else []
 
 
-def _harms(asked: _Asked, ready: _Ready) -> np.ndarray:
+def _harms(asked: _Asked, ready: _Ready, split: Split) -> np.ndarray:
     """How much the removal of each part of the rest lowers the metric, really or to first order, [part]."""
-    outside, circuit = ready.outside, asked.circuit
+    outside = ready.outside
     if len(outside) <= MOST_REMOVED_ONE_BY_ONE:
         whole = ready.runs.whole
         means = ready.measure([whole, *(ready.but([p], whole) for p in outside)], "the worst part").mean(1)
         return means[0] - means[1:]
-    scores = circuit.scores
-    if scores is None or circuit.settings.get("direction", "noising") != "noising":
+    try:
+        effects = _effects(asked, split)
+    except NoGradient as error:
         raise NotEnoughEvidence(
             "The worst part can't be looked for.",
-            got=f"{len(outside)} active {circuit.part}s outside the circuit, without scores of their removal",
+            got=f"{len(outside)} active {asked.circuit.part}s outside the circuit, and a metric without a gradient",
             because="they are too many to remove one by one",
-            instead=f"a circuit that ms.circuits.choose_{circuit.part}s found",
-        )
-    return np.array([-scores[site][index] for site, index in outside])
+            instead="a metric that is smooth, such as the logit difference",
+        ) from error
+    return np.array([-effects[site][index] for site, index in outside])
+
+
+def _effects(asked: _Asked, split: Split) -> Mapping[str, np.ndarray]:
+    """Change of the metric by the removal of each part, to first order, by site."""
+    if isinstance(asked.circuit, ExpertCircuit):
+        return attribute_experts(asked.model, split, routing=asked.circuit.routing).effects
+    return attribute_latents(asked.model, split, dictionaries=asked.dictionaries).effects
 
 
 def _not(kept: Kept) -> dict[str, np.ndarray]:

@@ -61,8 +61,6 @@ class Acdc:
         problems = [] if self.distance in ("kl", "drop", "change") else ["distances are kl, drop and change"]
         if (self.threshold is None) == (self.n_edges is None):
             problems.append("it takes a threshold or a number of edges, and not both")
-        if self.threshold is not None and not self.threshold >= 0:
-            problems.append("with a threshold below zero no edge is kept")
         if self.conventions.direction != "noising":
             problems.append("edges are removed from the clean run")
         if problems:
